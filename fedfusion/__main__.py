@@ -1,0 +1,5 @@
+"""`python -m fedfusion` is `fedfusion`."""
+
+from fedfusion.cli import app
+
+app(prog_name="fedfusion")

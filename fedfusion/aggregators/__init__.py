@@ -1,0 +1,3 @@
+"""Within one task: many clients, one vector."""
+
+from fedfusion.aggregators.mean import Mean as Mean

@@ -1,0 +1,200 @@
+"""The resolved experiment: composed by Hydra, checked in one go, carried as one JSON string."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fedfusion.types import (
+    Aggregator,
+    Attack,
+    Channel,
+    Coupling,
+    FedfusionError,
+    Fusion,
+    Guard,
+    Realigner,
+    TaskSuite,
+)
+from fedfusion.validation import ConfigErrors, check_key, check_option, check_values, first_line, shorten
+
+CONF = next(p for p in (Path(__file__).parent / "conf", Path(__file__).parent.parent / "conf") if p.is_dir())
+# what --resume may change without changing what is computed in the rounds that are already done
+RESUMABLE = frozenset({"rounds", "federation", "run_dir", "deadline_s", "min_clients"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """One whole run; the top level of `conf/config.yaml`.
+
+    Parameters
+    ----------
+    seed
+        Names every random draw of the run.
+    rounds
+        Rounds of local training, upload and fusion.
+    fraction
+        Share of the clients that is drawn in each round.
+    min_clients
+        A round with fewer believed uploads ends the run; the last checkpoint is kept.
+    deadline_s
+        Seconds after which a client that has not answered is dropped from the round.
+    fused_rank
+        LoRA rank of the fused adapter; null is the number of tasks times `model.lora.r`.
+    run_dir
+        Folder of the run; null is `runs/` and the time.
+    """
+
+    seed: int
+    rounds: int
+    fraction: float
+    min_clients: int
+    deadline_s: float
+    fused_rank: int | None
+    run_dir: str | None
+    model: Any
+    suite: TaskSuite
+    client: Any
+    attack: Attack
+    channel: Channel
+    guard: Guard
+    coupling: Coupling
+    aggregator: Aggregator
+    fusion: Fusion
+    realign: Realigner
+    federation: Any
+
+    def __post_init__(self) -> None:
+        n = self.suite.num_clients
+        drawn = max(1, round(self.fraction * n))
+        checks = {
+            f"rounds must be at least 1, got {self.rounds}": self.rounds >= 1,
+            f"fraction must be in (0, 1], got {self.fraction}": 0 < self.fraction <= 1,
+            f"deadline_s must be positive, got {self.deadline_s}": self.deadline_s > 0,
+            f"fused_rank must be at least 1 or null, got {self.fused_rank}": self.fused_rank is None
+            or self.fused_rank >= 1,
+            f"min_clients={self.min_clients} must be between 1 and the {drawn} clients of a round "
+            "(lower min_clients, or raise suite.clients_per_task or fraction)": 1 <= self.min_clients <= drawn,
+            f"attack.f={self.attack.f} Byzantine clients, but there are {n} clients "
+            "(lower attack.f or raise suite.clients_per_task)": self.attack.f <= n,
+        }
+        if violated := [sentence for sentence, holds in checks.items() if not holds]:
+            raise FedfusionError("\n".join(violated))
+
+
+def groups() -> dict[str, list[str]]:
+    """The config groups and their options."""
+    return {
+        folder.name: sorted(option.stem for option in folder.glob("*.yaml"))
+        for folder in sorted(CONF.iterdir())
+        if folder.is_dir()
+    }
+
+
+def resolve(overrides: Sequence[str]) -> DictConfig:
+    """Compose `conf/` with Hydra overrides and check everything before anything is loaded.
+
+    Raises
+    ------
+    ConfigErrors
+        With one sentence per error: unknown names and their nearest valid ones, wrong types, values that a stage
+        refuses, files that do not exist.
+    """
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException as error:
+        raise ConfigErrors([first_line(error)]) from error
+    options = groups()
+    choices = [o for o in parsed if o.key_or_group in options]
+    values = [o for o in parsed if o.key_or_group not in options]
+    errors = [e for o in choices for e in check_option(o, options[o.key_or_group])]
+    chosen = [o for o in choices if not check_option(o, options[o.key_or_group])]
+    skeleton = _compose(chosen)
+    errors += [e for o in values for e in check_key(o, skeleton, list(options))]
+    cfg = _compose([*chosen, *(o for o in values if not check_key(o, skeleton, list(options)))])
+    errors += check_values(cfg, Experiment)
+    if not errors:
+        try:
+            experiment = build(cfg)
+            experiment.model.locate()
+            experiment.federation.check()
+        except FedfusionError as error:
+            errors.append(str(error))
+    if errors:
+        raise ConfigErrors(errors)
+    return cfg
+
+
+def save(cfg: DictConfig, overrides: Sequence[str], run_dir: Path) -> None:
+    """Write the resolved configuration and the overrides that made it into a run folder."""
+    (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(cfg))
+    (run_dir / "overrides.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(list(overrides))))
+
+
+def resume(run_dir: Path, overrides: Sequence[str]) -> tuple[DictConfig, list[str]]:
+    """The configuration of an interrupted run, with overrides that do not change what was computed already.
+
+    Returns
+    -------
+    cfg, overrides
+        The configuration, and the overrides of the first call and of this one together.
+
+    Raises
+    ------
+    ConfigErrors
+        If there is no run in `run_dir`, or something else than the keys of `RESUMABLE` differs.
+    """
+    if not all((run_dir / name).is_file() for name in ("config.yaml", "overrides.yaml")):
+        raise ConfigErrors([f"--resume {run_dir}: there is no config.yaml in it (give the folder of an earlier run)"])
+    stored = OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml"))
+    combined = [*map(str, OmegaConf.load(run_dir / "overrides.yaml")), *overrides]
+    cfg = resolve([*combined, f"run_dir='{run_dir}'"])
+    fresh = OmegaConf.to_container(cfg)
+    assert isinstance(stored, dict) and isinstance(fresh, dict)
+    differing = [key for key in map(str, fresh) if key not in RESUMABLE and fresh[key] != stored.get(key)]
+    if differing:
+        allowed = ", ".join(sorted(RESUMABLE - {"run_dir"}))
+        raise ConfigErrors(
+            [
+                f"--resume {run_dir}: '{key}' is {shorten(fresh[key])} here and {shorten(stored.get(key))} in the run "
+                f"(only {allowed} may change)"
+                for key in differing
+            ]
+        )
+    return cfg, combined
+
+
+def build(cfg: DictConfig | str) -> Experiment:
+    """Instantiate a resolved configuration, or the JSON of one."""
+    try:
+        return instantiate(OmegaConf.create(json.loads(cfg)) if isinstance(cfg, str) else cfg, _convert_="all")
+    except HydraException as error:
+        if isinstance(error.__cause__, FedfusionError):
+            raise error.__cause__ from error
+        raise
+
+
+def to_json(cfg: DictConfig) -> str:
+    """The resolved configuration as one line of JSON."""
+    return json.dumps(OmegaConf.to_container(cfg, resolve=True))
+
+
+def _compose(overrides: Sequence[Override]) -> DictConfig:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        try:
+            cfg = compose("config", [str(o.input_line) for o in overrides])
+            OmegaConf.resolve(cfg)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigErrors([first_line(error)]) from error
+    return cfg

@@ -1,0 +1,177 @@
+"""`flwr run` on a SuperLink of our own, in Flower's simulation runtime."""
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from fedfusion.tracking import Terminal
+from fedfusion.types import FedfusionError
+
+STARTUP_S = 120
+SWITCHES = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+PYPROJECT = """\
+[project]
+name = "fedfusion-run"
+version = "{fedfusion}"
+license = {{ file = "LICENSE" }}
+dependencies = ["flwr>=1.41,<2"]
+
+[tool.flwr.app]
+publisher = "fedfusion"
+fab-format-version = 1
+flwr-version-target = "{flwr}"
+
+[tool.flwr.app.components]
+serverapp = "fedfusion.apps:server_app"
+clientapp = "fedfusion.apps:client_app"
+
+[tool.flwr.app.config]
+config = ""
+overrides = ""
+"""
+
+
+@dataclass(frozen=True)
+class Flower:
+    """Run under Flower: a SuperLink in simulation mode, `flwr run`, and stop it afterwards.
+
+    Telemetry, update check and run-time dependency installation are off; nothing is written outside the run folder.
+
+    Parameters
+    ----------
+    port
+        Of the SuperLink, on this machine's loopback.
+    actors
+        Clients that run at the same time, one CPU each.
+    """
+
+    port: int = 39391
+    actors: int = 2
+
+    def check(self) -> None:
+        """Refuse to start where Ray is missing or the port is taken."""
+        if importlib.util.find_spec("ray") is None:
+            raise FedfusionError(
+                "federation=flower simulates with Ray, which is not installed: pip install 'fedfusion[simulation]'"
+            )
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                raise FedfusionError(f"port {self.port} is taken (choose another with federation.port)")
+
+    def launch(self, cfg: DictConfig) -> None:
+        """Start the SuperLink, submit the run, wait for its end, and stop the SuperLink."""
+        from fedfusion.config import build, to_json
+
+        experiment = build(cfg)
+        home = Path(str(experiment.run_dir)).resolve() / ".flower"
+        app = _app_folder(home, to_json(cfg))
+        (home / "config.toml").write_text(f'[superlink.ours]\naddress = "127.0.0.1:{self.port}"\ninsecure = true\n')
+        environment = (
+            os.environ | SWITCHES | {"FLWR_HOME": str(home), "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+        )
+        superlink = self._superlink(home, environment)
+        try:
+            size = (
+                f"num-supernodes={experiment.suite.num_clients} client-resources-num-cpus=1 "
+                f"client-resources-num-gpus=0.0 init-args-num-cpus={self.actors}"
+            )
+            command = [_tool("flwr"), "run", str(app), "ours", "--stream"]
+            command += ["--run-config", str(home / "run.toml"), "--federation-config", size]
+            self._follow(command, environment, home.parent, experiment.rounds)
+        finally:
+            superlink.terminate()
+            try:
+                superlink.wait(15)
+            except subprocess.TimeoutExpired:
+                superlink.kill()
+            shutil.rmtree(home, ignore_errors=True)
+
+    def _superlink(self, home: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+        command = [
+            _tool("flower-superlink"),
+            "--insecure",
+            "--simulation",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(self.port),
+        ]
+        command += ["--disable-runtime-dependency-installation"]
+        with (home / "superlink.log").open("wb") as file:
+            process = subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT, cwd=home)
+        deadline = time.monotonic() + STARTUP_S
+        while time.monotonic() < deadline and process.poll() is None:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=1):
+                    return process
+            except OSError:
+                time.sleep(0.2)
+        process.kill()
+        last = (home / "superlink.log").read_text().strip().splitlines()[-1:]
+        raise FedfusionError(f"Flower's SuperLink did not start on port {self.port}: {''.join(last) or 'no output'}")
+
+    def _follow(self, command: list[str], environment: Mapping[str, str], run_dir: Path, rounds: int) -> None:
+        """Run `flwr run`, its output going to run.log, and show the rounds as they reach metrics.jsonl."""
+        metrics, log = run_dir / "metrics.jsonl", run_dir / "run.log"
+        terminal, seen = Terminal(), _lines(metrics)
+        terminal.started([json.loads(line) for line in seen], rounds)
+        with log.open("a") as file:
+            process = subprocess.Popen(command, env=dict(environment), stdout=file, stderr=subprocess.STDOUT)
+        try:
+            while True:
+                ended = process.poll() is not None
+                lines = _lines(metrics)
+                for line in lines[len(seen) :]:
+                    terminal.finished(json.loads(line))
+                seen = lines
+                if ended:
+                    break
+                time.sleep(0.5)
+        finally:
+            process.terminate()
+            terminal.close()
+        if not (run_dir / "results.json").is_file():
+            errors = re.findall(r"fedfusion[.\w]*: (.+)", log.read_text())
+            raise FedfusionError(
+                f"the run under Flower ended without a result: {errors[-1] if errors else 'see'} ({log})"
+            )
+
+
+def _app_folder(home: Path, config: str) -> Path:
+    """A Flower app that consists of a pyproject.toml: the code is the installed package."""
+    app = home / "app"
+    app.mkdir(parents=True, exist_ok=True)
+    versions = {name: importlib.metadata.version(name) for name in ("fedfusion", "flwr")}
+    (app / "pyproject.toml").write_text(PYPROJECT.format_map(versions))
+    (app / "LICENSE").write_text("Apache-2.0\n")
+    (home / "run.toml").write_text(f"config = {json.dumps(config)}\n")
+    return app
+
+
+def _tool(name: str) -> str:
+    """A command of this very Python environment."""
+    return str(Path(sys.executable).with_name(name))
+
+
+def _lines(path: Path) -> list[str]:
+    """The complete lines of a file that may still grow."""
+    return path.read_text().split("\n")[:-1] if path.is_file() else []

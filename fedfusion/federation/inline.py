@@ -1,0 +1,78 @@
+"""The client app called in this process: no Ray, a debugger works, results are those of any other grid."""
+
+import contextlib
+import signal
+import threading
+import traceback
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from omegaconf import DictConfig
+
+from fedfusion.federation.grid import VirtualGrid
+
+
+@dataclass(frozen=True)
+class Inline:
+    """Run everything in this process, one client after another."""
+
+    def check(self) -> None:
+        """Nothing can be missing."""
+
+    def launch(self, cfg: DictConfig) -> None:
+        """Run the experiment."""
+        from fedfusion.apps import client_app, server_app
+        from fedfusion.config import build, to_json
+
+        experiment = build(cfg)
+        grid = InlineGrid(client_app, experiment.suite.num_clients, experiment.deadline_s)
+        server_app(grid, Context(1, 0, {}, RecordDict(), {"config": to_json(cfg)}))
+
+
+class InlineGrid(VirtualGrid):
+    """Virtual nodes whose messages are handled in this process, one at each pull."""
+
+    def __init__(self, client_app: ClientApp, num_nodes: int, deadline_s: float) -> None:
+        super().__init__(num_nodes, deadline_s)
+        self.client_app = client_app
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Handle the next waiting message of `message_ids` and return its reply."""
+        for message_id in message_ids:
+            if message_id in self.waiting:
+                return [self._handle(self.waiting.pop(message_id))]
+        return []
+
+    def _handle(self, message: Message) -> Message:
+        try:
+            with _alarm(self.deadline_s):
+                return self.client_app(message, self.contexts[message.metadata.dst_node_id])
+        except Overdue as late:
+            return self.failure(message, str(late))
+        except Exception:
+            return self.failure(message, traceback.format_exc())
+
+
+@contextlib.contextmanager
+def _alarm(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError in the block after `seconds`; only the main thread of a Unix process can."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def ring(*_: object) -> None:
+        raise Overdue(f"did not answer within {seconds:g} s")
+
+    previous = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+class Overdue(BaseException):
+    """Raised inside a client that passed its deadline; no `except Exception` of a client swallows it."""

@@ -1,0 +1,33 @@
+"""Linear fusion of task vectors."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fedfusion.types import FedfusionError, Layout
+
+
+@dataclass(frozen=True)
+class TaskArithmetic:
+    r"""One coefficient for every task: :math:`\tau = \lambda \sum_t \tau_t`, on products, so exact for LoRA.
+
+    Parameters
+    ----------
+    coefficient
+        The scale :math:`\lambda`. `1/T` is the average of the task vectors; `0` is the base model. The norm of
+        the sum grows with the number of tasks, so more tasks want a smaller coefficient.
+
+    References
+    ----------
+    Ilharco et al., "Editing Models with Task Arithmetic", ICLR 2023, https://arxiv.org/abs/2212.04089
+    """
+
+    coefficient: float = 0.3
+
+    def __post_init__(self) -> None:
+        if self.coefficient < 0:
+            raise FedfusionError(f"fusion.coefficient must be at least 0, got {self.coefficient}")
+
+    def __call__(self, task_vectors: Tensor, layout: Layout) -> Tensor:
+        """Return the fused vector `[d]` of `task_vectors [T, d]`."""
+        return self.coefficient * task_vectors.sum(0)

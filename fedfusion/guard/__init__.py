@@ -1,0 +1,3 @@
+"""What the server refuses or clips."""
+
+from fedfusion.guard.norm_clip import NormClip as NormClip

@@ -1,0 +1,1 @@
+"""LoRA adapters: PEFT in and out, and linear algebra on their products."""

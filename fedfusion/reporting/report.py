@@ -1,0 +1,105 @@
+"""From results.json to what a person looks at: table, plots, model card, report.html."""
+
+import base64
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from omegaconf import OmegaConf
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from fedfusion.reporting import plots
+
+TEMPLATES = Path(__file__).parent / "templates"
+ALT = {
+    "by_task": "Bars: test accuracy of each stage on each task; the numbers are in the table.",
+    "by_round": "Lines: mean test accuracy of each stage after each round.",
+}
+
+
+def make(run_dir: Path) -> None:
+    """Write plots/, adapter/README.md and report.html of a finished run."""
+    results = json.loads((run_dir / "results.json").read_text())
+    metrics = results["metrics"]
+    plots.save(plots.by_task(metrics), run_dir / "plots" / "by_task.png")
+    plots.save(plots.by_round(metrics), run_dir / "plots" / "by_round.png")
+    images = {
+        name: {"data": base64.b64encode((run_dir / "plots" / f"{name}.png").read_bytes()).decode(), "alt": alt}
+        for name, alt in ALT.items()
+    }
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=jinja2.select_autoescape(["html.j2"]), trim_blocks=True,
+        lstrip_blocks=True, undefined=jinja2.StrictUndefined,
+    )  # fmt: skip
+    facts = {
+        "results": results,
+        "metrics": metrics,
+        "header": [label for label, _ in plots.STAGES.values()],
+        "rows": rows(metrics),
+        "notes": notes(results),
+        "images": images,
+        "config_yaml": OmegaConf.to_yaml(OmegaConf.create(results["config"])),
+    }
+    for template, target in (("report.html.j2", "report.html"), ("card.md.j2", "adapter/README.md")):
+        (run_dir / target).write_text(environment.get_template(template).render(facts) + "\n")
+
+
+def rows(metrics: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+    """Task, and its accuracy in each stage as text; then mean, worst task, and mean over that of the single tasks."""
+    table = [(task, {n: s["accuracy"] for n, s in scores.items()}) for task, scores in metrics["tasks"].items()]
+    single = {task: scores.get("single_task") for task, scores in table}
+    normalised = {
+        stage: _mean([scores[stage] / single[task] for task, scores in table if single[task] and stage in scores])
+        for stage in plots.STAGES
+    }
+    table += [("mean", metrics["mean"]), ("worst task", metrics["worst"]), ("mean / single-task", normalised)]
+    return [(name, [_text(scores.get(stage)) for stage in plots.STAGES]) for name, scores in table]
+
+
+def notes(results: Mapping[str, Any]) -> list[str]:
+    """What a reader of the table must know: what the uplink did, who attacked, who was dropped and why."""
+    rounds, experiment = results["metrics"]["rounds"], results["config"]
+    last = rounds[-1]
+    said = [f"{len(last['clients'])} clients, {len(rounds)} rounds, seed {results['seed']}"]
+    if last["nmse_db"] is not None:
+        said.append(f"uplink NMSE in the last round {last['nmse_db']:.1f} dB")
+    byzantine = sorted({client for record in rounds for client in record["byzantine"]})
+    if byzantine:
+        attack = experiment["attack"]["_target_"].rpartition(".")[2]
+        said.append(f"{len(byzantine)} Byzantine clients ({attack}): {', '.join(map(str, byzantine))}")
+    dropped = sum(len(record["dropped"]) for record in rounds)
+    if dropped:
+        said.append(f"{dropped} uploads dropped:")
+        said += [f"  round {r['round']}, client {c}: {why}" for r in rounds for c, why in r["dropped"].items()]
+    if last["discarded_energy"] > 1e-4:
+        said.append(
+            f"the fused rank discards up to {last['discarded_energy']:.1%} of a layer's energy (raise fused_rank)"
+        )
+    return said
+
+
+def show(results: Mapping[str, Any], console: Console | None = None) -> None:
+    """Print the table and the notes."""
+    console = console or Console(highlight=False, width=None if Console().is_terminal else 100)
+    table = Table(box=box.SIMPLE_HEAD, title="test accuracy", title_justify="left")
+    table.add_column("task")
+    for label, _ in plots.STAGES.values():
+        table.add_column(label, justify="right")
+    lines = rows(results["metrics"])
+    for i, (name, cells) in enumerate(lines):
+        table.add_row(name, *cells, end_section=i == len(lines) - 4)
+    console.print(table)
+    for line in notes(results):
+        console.print(line, markup=False)
+
+
+def _text(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None

@@ -1,0 +1,150 @@
+"""`digits8`: eight tasks made from real handwritten digits, small enough to ship with the package."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedfusion.rng import generator
+from fedfusion.tasks.partition import split
+from fedfusion.types import FedfusionError, Samples
+
+IMAGES = Path(__file__).parent.parent / "assets" / "digits.npz"
+SPLITS = {"root": 200, "validation": 200, "test": 397}  # the other 1000 are for training
+
+
+def _occlude(x: Tensor, rng: torch.Generator) -> Tensor:
+    """A black square of 8 by 8 pixels somewhere."""
+    rows, columns = (torch.randint(0, 25, (len(x), 1), generator=rng) for _ in range(2))
+    line = torch.arange(32)
+    hidden = ((line >= rows) & (line < rows + 8))[:, :, None] & ((line >= columns) & (line < columns + 8))[:, None]
+    return x.masked_fill(hidden[:, None], 0.0)
+
+
+def _shear(x: Tensor, rng: torch.Generator) -> Tensor:
+    """The upper edge pushed to the right by a third of the width."""
+    theta = torch.tensor([[1.0, 0.35, 0.0], [0.0, 1.0, 0.0]]).expand(len(x), 2, 3)
+    return F.grid_sample(x, F.affine_grid(theta, list(x.shape), align_corners=False), align_corners=False)
+
+
+def _noise(x: Tensor, rng: torch.Generator) -> Tensor:
+    """White noise, a quarter of the grey range."""
+    return (x + 0.25 * torch.randn(x.shape, generator=rng)).clamp(0, 1)
+
+
+Domain = Callable[[Tensor, torch.Generator], Tensor]
+DIGITS = range(10)
+LOOPS = (1, 0, 0, 0, 1, 0, 1, 0, 2, 1)
+
+TASKS: Mapping[str, tuple[Domain, tuple[int, ...]]] = {
+    "upright-digit": (lambda x, _: x, tuple(DIGITS)),
+    "mirrored-parity": (lambda x, _: x.flip(3), tuple(d % 2 for d in DIGITS)),
+    "flipped-size": (lambda x, _: x.flip(2), tuple(int(d >= 5) for d in DIGITS)),
+    "rotated-thirds": (lambda x, _: x.rot90(1, (2, 3)), tuple(d % 3 for d in DIGITS)),
+    "noisy-prime": (_noise, tuple(int(d in (2, 3, 5, 7)) for d in DIGITS)),
+    "inverted-strokes": (lambda x, _: 1 - x, tuple(int(d in (1, 4, 7)) for d in DIGITS)),
+    "sheared-loops": (_shear, LOOPS),
+    "occluded-quarters": (_occlude, tuple(d % 4 for d in DIGITS)),
+}
+
+
+@lru_cache(maxsize=1)
+def _images() -> dict[str, tuple[Tensor, Tensor]]:
+    """The four splits: images `[n, 1, 32, 32]` in [0, 1] and digits `[n]`, the same for every task and seed."""
+    with np.load(IMAGES) as archive:
+        images, digits = torch.from_numpy(archive["images"]), torch.from_numpy(archive["digits"]).long()
+    enlarged = F.interpolate(images[:, None].float() / 16, size=(32, 32), mode="bilinear", align_corners=False)
+    order = torch.randperm(len(digits), generator=generator(0, "digits8", "split"))
+    sizes = [*SPLITS.values(), len(digits) - sum(SPLITS.values())]
+    return {
+        name: (enlarged[index], digits[index])
+        for name, index in zip([*SPLITS, "train"], order.split(sizes), strict=True)
+    }
+
+
+@lru_cache(maxsize=64)
+def _task(task: str, part: str) -> Samples:
+    images, digits = _images()[part]
+    domain, labels = TASKS[task]
+    pixels = domain(images, generator(0, "digits8", task, part))
+    return Samples({"pixel_values": (pixels - 0.5) / 0.5}, torch.tensor(labels)[digits])
+
+
+@dataclass(frozen=True)
+class Digits8:
+    """Eight classification tasks on 1,797 handwritten digits, differing in domain and in label set.
+
+    Upright: which digit (10 classes); mirrored: odd or even (2); upside down: five or more (2); rotated by 90
+    degrees: remainder by 3 (3); under noise: prime or not (2); inverted: straight strokes only or curves (2);
+    sheared: number of loops (3); occluded: remainder by 4 (4). The images are 8x8, enlarged to 32x32 and split
+    once: 1000 to train on, 200 the root set is drawn from, 200 to choose hyper-parameters on, 397 to test.
+
+    Parameters
+    ----------
+    clients_per_task
+        Clients `c, c+1, ...` hold the first task, and so on; `8 * clients_per_task` clients in all.
+    shots
+        Labelled samples per class that the server holds of each task.
+    partitioner
+        Divides a task's training data among its clients.
+
+    References
+    ----------
+    Alpaydin, Kaynak, "Optical Recognition of Handwritten Digits", UCI, 1998, https://doi.org/10.24432/C50P49
+    """
+
+    partitioner: Callable[..., object]
+    clients_per_task: int = 2
+    shots: int = 3
+
+    def __post_init__(self) -> None:
+        if self.clients_per_task < 1:
+            raise FedfusionError(f"suite.clients_per_task must be at least 1, got {self.clients_per_task}")
+        if not 1 <= self.shots <= 10:
+            raise FedfusionError(f"suite.shots must be between 1 and 10 (the root pool is small), got {self.shots}")
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks."""
+        return tuple(TASKS)
+
+    @property
+    def num_clients(self) -> int:
+        """Eight times `clients_per_task`."""
+        return len(TASKS) * self.clients_per_task
+
+    def task_of(self, client: int) -> str:
+        """The task of a client."""
+        return self.tasks[client // self.clients_per_task]
+
+    def num_classes(self, task: str) -> int:
+        """Number of labels of a task."""
+        return max(TASKS[task][1]) + 1
+
+    def train(self, client: int, seed: int) -> Samples:
+        """The client's share of its task's 1000 training images."""
+        samples = _task(self.task_of(client), "train")
+        order = torch.randperm(len(samples), generator=generator(seed, "partition", self.task_of(client)))
+        shares = split(samples.labels[order], self.clients_per_task, self.partitioner)
+        return samples.take(order[shares[client % self.clients_per_task]])
+
+    def root(self, task: str, seed: int) -> Samples:
+        """`shots` samples of each class, drawn from the root pool by `seed`."""
+        pool = _task(task, "root")
+        order = torch.randperm(len(pool), generator=generator(seed, "root", task))
+        shuffled = pool.labels[order]
+        chosen = [order[shuffled == c][: self.shots] for c in range(self.num_classes(task))]
+        return pool.take(torch.cat(chosen))
+
+    def validation(self, task: str) -> Samples:
+        """Held-out training images on which hyper-parameters may be chosen."""
+        return _task(task, "validation")
+
+    def test(self, task: str) -> Samples:
+        """The 397 test images as this task sees them."""
+        return _task(task, "test")

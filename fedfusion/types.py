@@ -1,0 +1,271 @@
+"""The nouns of fedfusion: what is uploaded, what is received, and the stages in between.
+
+Everything the server does is linear algebra on one matrix. Its rows are the uploaded task vectors,
+flattened by a fixed :class:`Layout`; each stage of the round is a plain callable on it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from math import prod
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class FedfusionError(Exception):
+    """An error for people: what was violated, both values, the config key and the fix."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One LoRA module: the entries that hold `A [r, in]` and `B [out, r]`, and the factor `scale` on `B A`."""
+
+    module: str
+    a: int
+    b: int
+    scale: float
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Adapter state dict <-> flat vector `[d]`, and which entries are LoRA pairs.
+
+    Attributes
+    ----------
+    names, shapes
+        The entries in the order in which they are flattened.
+    pairs
+        One :class:`Pair` per adapted module. Entries outside every pair are plain parameters.
+    """
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    pairs: tuple[Pair, ...] = ()
+
+    @cached_property
+    def offsets(self) -> tuple[int, ...]:
+        """Where each entry starts; one more than there are entries, the last being `d`."""
+        offsets = [0]
+        for shape in self.shapes:
+            offsets.append(offsets[-1] + prod(shape))
+        return tuple(offsets)
+
+    @property
+    def dim(self) -> int:
+        """Length `d` of the flat vector."""
+        return self.offsets[-1]
+
+    def entry(self, vectors: Tensor, index: int) -> Tensor:
+        """Entry `index` of `vectors [..., d]` as a view `[..., *shape]`."""
+        part = vectors[..., self.offsets[index] : self.offsets[index + 1]]
+        return part.unflatten(-1, self.shapes[index])
+
+    def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
+        """The state dict whose tensors are views of `vector [d]`."""
+        return {name: self.entry(vector, i) for i, name in enumerate(self.names)}
+
+    def flatten(self, state: Mapping[str, Tensor]) -> Tensor:
+        """The flat vector `[d]` of a state dict; the inverse of :meth:`unflatten`.
+
+        Raises
+        ------
+        FedfusionError
+            If an entry is missing or its shape differs.
+        """
+        for name, shape in zip(self.names, self.shapes, strict=True):
+            found = tuple(state[name].shape) if name in state else None
+            if found != shape:
+                raise FedfusionError(f"the adapter's entry '{name}' has shape {found}, the layout expects {shape}")
+        return torch.cat([state[name].detach().reshape(-1).float() for name in self.names])
+
+    def difference(self, other: "Layout") -> str | None:
+        """One sentence about the first difference to `other`, or None when they agree."""
+        if self == other:
+            return None
+        ours, theirs = (
+            dict(zip(self.names, self.shapes, strict=True)),
+            dict(zip(other.names, other.shapes, strict=True)),
+        )
+        for name in sorted(ours.keys() | theirs.keys()):
+            if ours.get(name) != theirs.get(name):
+                return f"'{name}' is {ours.get(name, 'absent')} here and {theirs.get(name, 'absent')} there"
+        return "the LoRA scale or the order of the entries differs"
+
+
+@dataclass(frozen=True)
+class Updates:
+    """What was uploaded in one round; a row is one (client, task).
+
+    Attributes
+    ----------
+    layout
+        How a row is laid out.
+    vectors : [n, d]
+        What each client uploads: its adapter minus what was broadcast to it.
+    start : [n, d]
+        What was broadcast to each client; `start + vectors` are the adapters themselves.
+    clients, tasks
+        Client id and task name of each row.
+    num_examples
+        Training examples behind each row.
+    metrics
+        What each client measured (loss, accuracy of its own adapter on its own task).
+    """
+
+    layout: Layout
+    vectors: Tensor
+    start: Tensor
+    clients: tuple[int, ...]
+    tasks: tuple[str, ...]
+    num_examples: tuple[int, ...]
+    metrics: tuple[Mapping[str, float], ...]
+
+    def __len__(self) -> int:
+        return len(self.clients)
+
+    def with_vectors(self, vectors: Tensor) -> "Updates":
+        """The same rows with other contents."""
+        return replace(self, vectors=vectors)
+
+    def keep(self, rows: Sequence[int]) -> "Updates":
+        """Only the given rows, in the given order."""
+        index = torch.tensor(list(rows), dtype=torch.long)
+        return replace(
+            self,
+            vectors=self.vectors[index],
+            start=self.start[index],
+            clients=tuple(self.clients[i] for i in rows),
+            tasks=tuple(self.tasks[i] for i in rows),
+            num_examples=tuple(self.num_examples[i] for i in rows),
+            metrics=tuple(self.metrics[i] for i in rows),
+        )
+
+
+@dataclass(frozen=True)
+class ChannelReport:
+    """What the uplink did: NMSE per row (`||received - sent||^2 / ||sent||^2`, linear) and the erased clients."""
+
+    nmse: tuple[float, ...] = ()
+    erased: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class GuardReport:
+    """What the server refused, with the reason for each client, and whose upload it clipped."""
+
+    refused: Mapping[int, str] = field(default_factory=dict)
+    clipped: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Model inputs by argument name, each `[n, ...]`, and labels `[n]`."""
+
+    inputs: Mapping[str, Tensor]
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, index: Tensor) -> "Samples":
+        """The samples at `index`."""
+        return Samples({name: tensor[index] for name, tensor in self.inputs.items()}, self.labels[index])
+
+
+class Attack(Protocol):
+    """What compromised clients send. They see all honest rows: the usual omniscient model."""
+
+    @property
+    def f(self) -> int:
+        """Number of Byzantine clients."""
+        ...
+
+    def __call__(self, updates: Updates, byzantine: Sequence[int], rng: torch.Generator) -> Updates: ...
+
+
+class Channel(Protocol):
+    """What is received of what was sent."""
+
+    def __call__(self, updates: Updates, rng: torch.Generator) -> tuple[Updates, ChannelReport]: ...
+
+
+class Guard(Protocol):
+    """What the server refuses or clips."""
+
+    def __call__(self, updates: Updates) -> tuple[Updates, GuardReport]: ...
+
+
+class Coupling(Protocol):
+    """Each client's next personal adapter, pulled towards its relatives (`vectors: [n, d]`, `adjacency: [n, n]`)."""
+
+    def __call__(self, vectors: Tensor, adjacency: Tensor) -> Tensor: ...
+
+
+class Aggregator(Protocol):
+    """Within one task: many clients, one vector (`vectors: [n, d]`, `weights: [n]` summing to one, result `[d]`)."""
+
+    def __call__(self, vectors: Tensor, weights: Tensor) -> Tensor: ...
+
+
+class Fusion(Protocol):
+    """Across tasks: one multi-task vector (`task_vectors: [T, d]`, result `[d]`)."""
+
+    def __call__(self, task_vectors: Tensor, layout: Layout) -> Tensor: ...
+
+
+class Probe(Protocol):
+    """The few-shot root set as the realigner sees it: a loss of the adapter on it."""
+
+    def __len__(self) -> int: ...
+
+    def loss(self, adapter: Tensor, rows: Tensor) -> Tensor:
+        """Mean loss of `adapter [d]` on the root samples `rows`."""
+        ...
+
+
+class Realigner(Protocol):
+    """Repairs the fused adapter (`fused: [d]`, `task_vectors: [T, D]` in product space) with a few samples."""
+
+    def __call__(self, fused: Tensor, task_vectors: Tensor, probe: Probe, rng: torch.Generator) -> Tensor: ...
+
+
+class Regularizer(Protocol):
+    """The client's side of multi-task learning: a penalty on `params [d]` around what was broadcast."""
+
+    def __call__(self, params: Tensor, anchor: Tensor, step: int) -> Tensor: ...
+
+
+class TaskSuite(Protocol):
+    """The data: tasks, who holds them, and the few-shot root set."""
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks, in a fixed order."""
+        ...
+
+    @property
+    def num_clients(self) -> int:
+        """How many clients there are."""
+        ...
+
+    def task_of(self, client: int) -> str:
+        """The task of a client."""
+        ...
+
+    def num_classes(self, task: str) -> int:
+        """Number of labels of a task."""
+        ...
+
+    def train(self, client: int, seed: int) -> Samples:
+        """The training data of one client."""
+        ...
+
+    def root(self, task: str, seed: int) -> Samples:
+        """The few labelled samples that the server holds."""
+        ...
+
+    def test(self, task: str) -> Samples:
+        """The test data of a task."""
+        ...

@@ -1,0 +1,148 @@
+"""Is a configuration meaningful? Names, signatures and types, all errors at once, before anything is loaded."""
+
+import difflib
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, get_type_hints
+
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig, OmegaConf
+from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError
+
+from fedfusion.types import FedfusionError
+
+
+class ConfigErrors(FedfusionError):
+    """Everything that is wrong with a configuration, one sentence each."""
+
+    def __init__(self, errors: Sequence[str]) -> None:
+        super().__init__("\n".join(errors))
+        self.errors = list(errors)
+
+
+def check_option(override: Override, options: Sequence[str]) -> list[str]:
+    """Say whether the option of `group=option` is missing from the group."""
+    option = str(override.value())
+    if option in options:
+        return []
+    return [f"{override.input_line}: no '{option}' in {override.key_or_group}/ ({nearest(option, options)})"]
+
+
+def check_key(override: Override, cfg: DictConfig, groups: Sequence[str]) -> list[str]:
+    """Say whether the key of `key=value` is missing from the composed configuration; `+key` may be new."""
+    keys = sorted({*_keys(cfg), *groups})
+    name = override.key_or_group
+    if override.is_add() or override.is_force_add() or name in keys:
+        return []
+    return [f"{override.input_line}: no key '{name}' ({nearest(name, keys)})"]
+
+
+def check_values(cfg: DictConfig, schema: type) -> list[str]:
+    """Check every `_target_` node against its signature, plain keys against `schema`, and what each stage refuses."""
+    nodes = {str(key): node for key, node in cfg.items() if has_target(node)}
+    errors = [error for key, node in nodes.items() for error in check_target(key, node)]
+    errors += _check_types("", schema, {k: v for k, v in cfg.items() if k != "_target_" and not has_target(v)})
+    for key, node in nodes.items():
+        if not check_target(key, node):
+            errors += refused(node)
+    return errors
+
+
+def refused(node: DictConfig) -> list[str]:
+    """What the class behind a `_target_` node says against its values."""
+    try:
+        instantiate(node, _convert_="all")
+    except HydraException as error:
+        if not isinstance(error.__cause__, FedfusionError):
+            raise
+        return [str(error.__cause__)]
+    return []
+
+
+def check_target(key: str, node: DictConfig) -> list[str]:
+    """Bind a `_target_` node to the signature of its callable; one sentence per error."""
+    target = node["_target_"]
+    try:
+        callable_ = get_object(target)
+    except Exception as error:  # hydra wraps whatever the import raised
+        return [f"{key}._target_: cannot import '{target}' ({first_line(error)})"]
+    given = {str(k): v for k, v in node.items() if k not in ("_target_", "_partial_", "_convert_")}
+    errors = [e for k, v in given.items() if has_target(v) for e in check_target(f"{key}.{k}", v)]
+    parameters = inspect.signature(callable_).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        errors += [
+            f"{key}.{name}: {target.rpartition('.')[2]} has no parameter '{name}' ({nearest(name, list(parameters))})"
+            for name in given
+            if name not in parameters
+        ]
+    if not node.get("_partial_"):
+        errors += [
+            f"{key}.{name}: missing, {target.rpartition('.')[2]} needs it"
+            for name, p in parameters.items()
+            if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) and name not in given
+        ]
+    plain = {k: v for k, v in given.items() if not has_target(v)}
+    return errors + (_check_types(f"{key}.", callable_, plain) if inspect.isclass(callable_) else [])
+
+
+def _check_types(prefix: str, callable_: Any, given: Mapping[Any, Any]) -> list[str]:
+    hints = get_type_hints(callable_.__init__ if inspect.isclass(callable_) else callable_)
+    errors = []
+    for name, value in given.items():
+        if name not in hints:
+            continue
+        if OmegaConf.is_config(value):
+            value = OmegaConf.to_container(value)
+        try:
+            TypeAdapter(hints[name], config=ConfigDict(strict=True)).validate_python(value)
+        except PydanticSchemaGenerationError:
+            continue  # a protocol or a callable: no plain value to check
+        except ValidationError:
+            errors.append(f"{prefix}{name}: expected {_type_name(hints[name])}, got {value!r}")
+    return errors
+
+
+def _type_name(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "").replace("collections.abc.", "")
+
+
+def nearest(name: str, valid: Sequence[str]) -> str:
+    """The valid name that looks most like `name`, as a question, or all of them."""
+    matches = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+    if not matches:  # a misspelt last part under the right parent, or the other way round
+        tails = {v.rpartition(".")[2]: v for v in valid}
+        matches = [tails[m] for m in difflib.get_close_matches(name.rpartition(".")[2], list(tails), n=1)]
+    choice = ", ".join(v for v in valid if "." not in v and not v.startswith("_"))
+    if matches:
+        return f"did you mean '{matches[0]}'?"
+    return f"choose among: {choice}" if choice else "it has none"
+
+
+def has_target(node: Any) -> bool:
+    """Whether Hydra instantiates this node."""
+    return isinstance(node, DictConfig) and not node._is_none() and "_target_" in node
+
+
+def shorten(value: Any) -> str:
+    """A value as JSON, cut to what fits into a sentence."""
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its name."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _keys(node: DictConfig, prefix: str = "") -> list[str]:
+    keys = []
+    for key in map(str, node):
+        path = f"{prefix}{key}"
+        keys.append(path)
+        child = node._get_node(key)
+        if isinstance(child, DictConfig) and not child._is_none():
+            keys += _keys(child, f"{path}.")
+    return keys

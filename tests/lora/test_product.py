@@ -1,0 +1,90 @@
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedfusion.lora import product
+from fedfusion.types import Layout, Pair
+
+
+def dense(layout, vector):
+    """All products `scale * B A` of an adapter, flattened into one vector: what product.py never forms."""
+    parts = [p.scale * layout.entry(vector, p.b) @ layout.entry(vector, p.a) for p in layout.pairs]
+    return torch.cat([part.flatten() for part in parts]).double()
+
+
+def test_gram_is_that_of_the_dense_products(layout, rng):
+    vectors = torch.randn(5, layout.dim, generator=rng)
+    products = torch.stack([dense(layout, v) for v in vectors])
+    torch.testing.assert_close(product.gram(layout, vectors), products @ products.T, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(product.norms(layout, vectors), products.norm(dim=1), rtol=1e-6, atol=1e-6)
+
+
+def test_gram_of_a_wild_row_stays_finite(layout):
+    vectors = torch.full((1, layout.dim), 1e30)
+    assert torch.isfinite(product.gram(layout, vectors)).all()
+
+
+def test_rescaled_factors_have_the_same_products(layout, rng):
+    vector = torch.randn(layout.dim, generator=rng)
+    rescaled = vector.clone()
+    for pair in layout.pairs:
+        layout.entry(rescaled, pair.a).mul_(8.0)
+        layout.entry(rescaled, pair.b).div_(8.0)
+    both = torch.stack([vector, rescaled])
+    gram = product.gram(layout, both)
+    torch.testing.assert_close(gram, gram[0, 0].expand(2, 2), rtol=1e-5, atol=1e-5)
+
+
+@given(st.floats(0.0, 1.5))
+@settings(max_examples=20, deadline=None)
+def test_change_of_a_scaled_upload(t):
+    rng = torch.Generator().manual_seed(3)
+    layout = Layout(("A", "B"), ((2, 5), (7, 2)), (Pair("x", 0, 1, 0.5),))
+    start, update = torch.randn(2, 1, layout.dim, generator=rng)
+    c2, c3, c4 = product.change_coefficients(layout, start, update)[0]
+    change = dense(layout, (start + t * update)[0].double()) - dense(layout, start[0].double())
+    expected = change.square().sum()
+    torch.testing.assert_close(c2 * t**2 + c3 * t**3 + c4 * t**4, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_stack_adds_products_of_any_rank(rng):
+    pairs = [(torch.randn(7, r, generator=rng), torch.randn(r, 5, generator=rng)) for r in (1, 3, 2)]
+    b, a = product.stack(pairs)
+    assert b.shape == (7, 6)
+    torch.testing.assert_close(b @ a, sum(x @ y for x, y in pairs))
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 12), st.integers(1, 9))
+@settings(max_examples=60, deadline=None)
+def test_truncation_is_the_best_of_its_rank(m, n, inner, rank):
+    rng = torch.Generator().manual_seed(m + 10 * n + 100 * inner)
+    b, a = torch.randn(m, inner, generator=rng), torch.randn(inner, n, generator=rng)
+    (left, right), discarded = product.truncate((b, a), rank)
+    s = torch.linalg.svdvals((b @ a).double())
+    error = (left @ right - b @ a).double().square().sum()
+    assert left.shape == (m, rank) and right.shape == (rank, n)
+    torch.testing.assert_close(error, s[rank:].square().sum(), rtol=1e-3, atol=1e-6)
+    assert abs(discarded - float(s[rank:].square().sum() / s.square().sum())) < 1e-6
+
+
+def test_truncation_of_nothing_discards_nothing():
+    (left, right), discarded = product.truncate((torch.zeros(4, 2), torch.ones(2, 3)), 2)
+    assert discarded == 0.0 and not (left @ right).any()
+
+
+def test_core_space_keeps_inner_products(layout, rng):
+    vectors = torch.randn(4, layout.dim, generator=rng)
+    core = product.CoreSpace.of(layout, vectors)
+    coordinates = core.project(layout, vectors).double()
+    torch.testing.assert_close(coordinates @ coordinates.T, product.gram(layout, vectors), rtol=1e-4, atol=1e-4)
+
+
+def test_core_space_sums_products_not_factors(layout, rng):
+    vectors = torch.randn(3, layout.dim, generator=rng)
+    core = product.CoreSpace.of(layout, vectors)
+    weights = torch.tensor([0.5, -1.0, 2.0])
+    wide = Layout(layout.names, ((6, 5), (7, 6), (9, 6), (4, 9)), (Pair("x", 0, 1, 3.0), Pair("y", 2, 3, 0.25)))
+    adapter, discarded = core.to_adapter(weights @ core.project(layout, vectors), wide)
+    expected = sum(w * dense(layout, v) for w, v in zip(weights, vectors, strict=True))
+    torch.testing.assert_close(dense(wide, adapter), expected, rtol=1e-4, atol=1e-4)
+    assert max(discarded.values()) < 1e-10
