@@ -110,14 +110,17 @@ def resolve(overrides: Sequence[str]) -> DictConfig:
         With one sentence per error: unknown names and their nearest valid ones, wrong types, values that a stage
         refuses, files that do not exist.
     """
-    try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
-    except HydraException as error:
-        raise ConfigErrors([first_line(error)]) from error
+    errors: list[str] = []
+    parsed: list[Override] = []
+    for text in overrides:
+        try:
+            parsed.append(OverridesParser.create().parse_override(text))
+        except HydraException as error:
+            errors.append(f"{text}: cannot be read as key=value ({first_line(error)})")
     options = groups()
     choices = [o for o in parsed if o.key_or_group in options]
     values = [o for o in parsed if o.key_or_group not in options]
-    errors = [e for o in choices for e in check_option(o, options[o.key_or_group])]
+    errors += [e for o in choices for e in check_option(o, options[o.key_or_group])]
     chosen = [o for o in choices if not check_option(o, options[o.key_or_group])]
     skeleton = _compose(chosen)
     errors += [e for o in values for e in check_key(o, skeleton, list(options))]
@@ -129,16 +132,10 @@ def resolve(overrides: Sequence[str]) -> DictConfig:
             experiment.model.locate()
             experiment.federation.check()
         except FedfusionError as error:
-            errors.append(str(error))
+            errors += str(error).splitlines()
     if errors:
         raise ConfigErrors(errors)
     return cfg
-
-
-def save(cfg: DictConfig, overrides: Sequence[str], run_dir: Path) -> None:
-    """Write the resolved configuration and the overrides that made it into a run folder."""
-    (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(cfg))
-    (run_dir / "overrides.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(list(overrides))))
 
 
 def resume(run_dir: Path, overrides: Sequence[str]) -> tuple[DictConfig, list[str]]:

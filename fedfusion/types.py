@@ -17,6 +17,14 @@ from torch import Tensor
 class FedfusionError(Exception):
     """An error for people: what was violated, both values, the config key and the fix."""
 
+    exit_code = 2
+
+
+class RunFailed(FedfusionError):
+    """A run that was configured well and ended all the same; its last checkpoint is kept."""
+
+    exit_code = 1
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -241,7 +249,7 @@ class TaskSuite(Protocol):
     """The data: tasks, who holds them, and the few-shot root set."""
 
     @property
-    def tasks(self) -> tuple[str, ...]:
+    def tasks(self) -> Sequence[str]:
         """Names of the tasks, in a fixed order."""
         ...
 

@@ -3,6 +3,7 @@
 import difflib
 import inspect
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, get_type_hints
 
@@ -10,9 +11,11 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
-from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError
+from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
 from fedfusion.types import FedfusionError
+
+logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # it logs what it raises
 
 
 class ConfigErrors(FedfusionError):
@@ -42,12 +45,10 @@ def check_key(override: Override, cfg: DictConfig, groups: Sequence[str]) -> lis
 
 def check_values(cfg: DictConfig, schema: type) -> list[str]:
     """Check every `_target_` node against its signature, plain keys against `schema`, and what each stage refuses."""
-    nodes = {str(key): node for key, node in cfg.items() if has_target(node)}
-    errors = [error for key, node in nodes.items() for error in check_target(key, node)]
-    errors += _check_types("", schema, {k: v for k, v in cfg.items() if k != "_target_" and not has_target(v)})
-    for key, node in nodes.items():
-        if not check_target(key, node):
-            errors += refused(node)
+    errors = _check_types("", schema, {k: v for k, v in cfg.items() if k != "_target_" and not has_target(v)})
+    for key, node in cfg.items():
+        if has_target(node):
+            errors += check_target(str(key), node) or refused(node)
     return errors
 
 
@@ -68,7 +69,7 @@ def check_target(key: str, node: DictConfig) -> list[str]:
     try:
         callable_ = get_object(target)
     except Exception as error:  # hydra wraps whatever the import raised
-        return [f"{key}._target_: cannot import '{target}' ({first_line(error)})"]
+        return [f"{key}._target_: cannot import '{target}' ({first_line(error.__cause__ or error)})"]
     given = {str(k): v for k, v in node.items() if k not in ("_target_", "_partial_", "_convert_")}
     errors = [e for k, v in given.items() if has_target(v) for e in check_target(f"{key}.{k}", v)]
     parameters = inspect.signature(callable_).parameters
@@ -97,7 +98,7 @@ def _check_types(prefix: str, callable_: Any, given: Mapping[Any, Any]) -> list[
         if OmegaConf.is_config(value):
             value = OmegaConf.to_container(value)
         try:
-            TypeAdapter(hints[name], config=ConfigDict(strict=True)).validate_python(value)
+            TypeAdapter(hints[name]).validate_json(json.dumps(value), strict=True)
         except PydanticSchemaGenerationError:
             continue  # a protocol or a callable: no plain value to check
         except ValidationError:

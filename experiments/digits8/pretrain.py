@@ -167,6 +167,8 @@ def save(model: ViTForImageClassification, out: Path, facts: dict) -> None:
     encoder.config.id2label = {0: "LABEL_0", 1: "LABEL_1"}
     encoder.config.label2id = {"LABEL_0": 0, "LABEL_1": 1}
     encoder.half().save_pretrained(out)
+    config = json.loads((out / "config.json").read_text()) | {"dtype": "float32"}  # to be loaded as float32 again
+    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     facts = {k: str(v) if isinstance(v, Path) else v for k, v in facts.items() if k != "out"}
     (out / "pretraining.json").write_text(json.dumps(facts, indent=1) + "\n")
 

@@ -85,9 +85,7 @@ class LocalTraining:
 
 
 @torch.no_grad()
-def evaluate(
-    model: LoraModel, adapter: Tensor, data: Samples, head: Head, batch_size: int = 64
-) -> tuple[float, float]:
+def evaluate(model: LoraModel, adapter: Tensor, data: Samples, head: Head, batch_size: int = 64) -> tuple[float, float]:
     """Accuracy and mean cross-entropy of `adapter [d]` on `data`."""
     model.write(adapter)
     model.module.eval()

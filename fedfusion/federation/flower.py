@@ -18,7 +18,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from fedfusion.tracking import Terminal
-from fedfusion.types import FedfusionError
+from fedfusion.types import FedfusionError, RunFailed
 
 STARTUP_S = 120
 SWITCHES = {

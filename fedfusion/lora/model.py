@@ -44,6 +44,14 @@ class Model:
     lora: Mapping[str, Any]
     load: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        try:
+            rank = LoraConfig(**dict(self.lora)).r
+        except (TypeError, ValueError) as error:
+            raise FedfusionError(f"model.lora: peft refuses it ({str(error).splitlines()[0]})") from error
+        if rank < 1:
+            raise FedfusionError(f"model.lora.r must be at least 1, got {rank}")
+
     def locate(self) -> str:
         """The folder or hub id to load from.
 

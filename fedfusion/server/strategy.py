@@ -23,11 +23,7 @@ from fedfusion.server.checkpoint import Checkpoints
 from fedfusion.server.evaluation import Evaluator, Scores, summary
 from fedfusion.server.nodes import Nodes, arrays
 from fedfusion.tracking import Tracker
-from fedfusion.types import FedfusionError, Layout, Updates
-
-
-class TooFewClients(FedfusionError):
-    """A round had fewer believed uploads than `min_clients`."""
+from fedfusion.types import FedfusionError, Layout, RunFailed, Updates
 
 
 @dataclass
@@ -256,7 +252,7 @@ class RoundStrategy(Strategy):
         if len(believed) < self.experiment.min_clients:
             latest = self.checkpoints.latest()
             reasons = "; ".join(f"client {client} {reason}" for client, reason in sorted(dropped.items()))
-            raise TooFewClients(
+            raise RunFailed(
                 f"round {server_round}: {len(believed)} uploads left, min_clients={self.experiment.min_clients} "
                 f"({reasons}). Last checkpoint: {latest or 'none'} (continue with --resume, or lower min_clients)"
             )

@@ -1,6 +1,6 @@
 """`digits8`: eight tasks made from real handwritten digits, small enough to ship with the package."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from flwr_datasets.partitioner import Partitioner
 from torch import Tensor
 
 from fedfusion.rng import generator
@@ -86,37 +87,40 @@ class Digits8:
 
     Parameters
     ----------
-    clients_per_task
-        Clients `c, c+1, ...` hold the first task, and so on; `8 * clients_per_task` clients in all.
-    shots
-        Labelled samples per class that the server holds of each task.
     partitioner
         Divides a task's training data among its clients.
+    tasks
+        Which of the eight, in which order.
+    clients_per_task
+        The first `clients_per_task` clients hold the first task, and so on.
+    shots
+        Labelled samples per class that the server holds of each task.
 
     References
     ----------
     Alpaydin, Kaynak, "Optical Recognition of Handwritten Digits", UCI, 1998, https://doi.org/10.24432/C50P49
     """
 
-    partitioner: Callable[..., object]
+    partitioner: Callable[..., Partitioner]
+    tasks: Sequence[str] = tuple(TASKS)
     clients_per_task: int = 2
     shots: int = 3
 
     def __post_init__(self) -> None:
+        for task in self.tasks:
+            if task not in TASKS:
+                raise FedfusionError(f"suite.tasks: there is no task '{task}' (choose among {', '.join(TASKS)})")
+        if not self.tasks or len(set(self.tasks)) < len(self.tasks):
+            raise FedfusionError(f"suite.tasks must name at least one task, and none twice, got {list(self.tasks)}")
         if self.clients_per_task < 1:
             raise FedfusionError(f"suite.clients_per_task must be at least 1, got {self.clients_per_task}")
         if not 1 <= self.shots <= 10:
             raise FedfusionError(f"suite.shots must be between 1 and 10 (the root pool is small), got {self.shots}")
 
     @property
-    def tasks(self) -> tuple[str, ...]:
-        """Names of the tasks."""
-        return tuple(TASKS)
-
-    @property
     def num_clients(self) -> int:
-        """Eight times `clients_per_task`."""
-        return len(TASKS) * self.clients_per_task
+        """Number of tasks times `clients_per_task`."""
+        return len(self.tasks) * self.clients_per_task
 
     def task_of(self, client: int) -> str:
         """The task of a client."""

@@ -1,0 +1,119 @@
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from runs import SMALL, fedfusion, results
+from safetensors.torch import load_file
+
+from fedfusion import __version__
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One small run through the command line: its folder, and what was printed."""
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    done = fedfusion("run", *SMALL, "attack=sign_flipping", "attack.f=1", f"run_dir={folder}", check=True)
+    return folder, done.stdout
+
+
+def test_a_person_sees_rounds_and_a_table_that_fits_80_columns_without_colours(finished):
+    _, printed = finished
+    assert "round 1/2: 4 nodes train" in printed and re.search(r"round 2/2: loss \d\.\d+ · NMSE 2[34]\.\d dB", printed)
+    assert "upright-digit" in printed and "few-shot" in printed and "\x1b" not in printed
+    assert "1 Byzantine client" in printed
+
+
+def test_everything_promised_is_in_the_run_folder(finished):
+    folder, _ = finished
+    for name in ("config.yaml", "results.json", "report.html", "run.log", "adapter/README.md"):
+        assert (folder / name).stat().st_size > 0, name
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
+    assert sorted(p.name for p in (folder / "plots").iterdir()) == ["by_round.png", "by_task.png"]
+    assert len(list((folder / "personal").iterdir())) == 4
+    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["round-0001", "round-0002"]
+
+
+def test_results_say_how_they_were_made(finished):
+    folder, _ = finished
+    found = results(folder)
+    assert found["schema_version"] == 1 and found["versions"]["fedfusion"] == __version__
+    assert found["command"].startswith("fedfusion run") and found["wall_time_s"] > 0 and found["peak_memory_mb"] > 100
+    for scores in found["metrics"]["tasks"].values():
+        assert set(scores) == {"base", "control", "single_task", "fused_clean", "fused_received", "realigned"}
+
+
+def test_the_report_stands_alone(finished):
+    page = (finished[0] / "report.html").read_text()
+    assert len(page) < 2e6 and not re.search(r"(src|href)=\"(?!data:)", page)
+    assert page.count("<img") == page.count("alt=") == 2
+
+
+def test_peft_loads_the_adapter_and_gives_the_reported_accuracy(finished):
+    from peft import PeftConfig, PeftModel
+    from transformers import AutoModel
+
+    from fedfusion.config import build, resolve
+    from fedfusion.tasks.heads import PrototypeHead
+
+    folder, _ = finished
+    location = PeftConfig.from_pretrained(folder / "adapter").base_model_name_or_path
+    base = AutoModel.from_pretrained(location, add_pooling_layer=False)
+    model = PeftModel.from_pretrained(base, folder / "adapter").eval()
+    heads = load_file(folder / "adapter" / "heads.safetensors")
+    data = build(resolve(SMALL)).suite.test("flipped-size")
+    with torch.no_grad():
+        features = model(**data.inputs).last_hidden_state[:, 0]
+    predicted = PrototypeHead.from_tensor(heads["flipped-size"])(features).argmax(-1)
+    accuracy = float((predicted == data.labels).float().mean())
+    assert accuracy == pytest.approx(
+        results(folder)["metrics"]["tasks"]["flipped-size"]["realigned"]["accuracy"], abs=0.003
+    )
+
+
+def test_a_run_folder_is_never_overwritten(finished):
+    folder, _ = finished
+    before = results(folder)
+    done = fedfusion("run", f"run_dir={folder}")
+    assert done.returncode == 2 and "exists already and is never overwritten" in done.stderr
+    assert results(folder) == before
+
+
+def test_bad_input_is_one_sentence_each_and_exit_code_2(tmp_path):
+    done = fedfusion("validate", "agregator=krum", "channel.jsr=3", "client._target_=nowhere.Client", cwd=tmp_path)
+    assert done.returncode == 2 and done.stdout == ""
+    assert [line.split(": ", 2)[:2] for line in done.stderr.splitlines()] == [
+        ["error", "agregator=krum"],
+        ["error", "channel.jsr=3"],
+        ["error", "client._target_"],
+    ]
+
+
+def test_run_refuses_what_validate_refuses_and_leaves_nothing_behind(tmp_path):
+    done = fedfusion("run", "rounds=0", cwd=tmp_path)
+    assert done.returncode == 2 and "rounds must be at least 1" in done.stderr and not list(tmp_path.iterdir())
+
+
+def test_json_output_parses():
+    assert json.loads(fedfusion("validate", "--json").stdout) == {"valid": True, "errors": []}
+    refused = json.loads(fedfusion("validate", "--json", "rounds=0").stdout)
+    assert refused == {"valid": False, "errors": ["rounds must be at least 1, got 0"]}
+    assert {"group": "channel", "name": "awgn"}.items() <= json.loads(fedfusion("ls", "--json", "channel").stdout)[
+        0
+    ].items()
+    assert json.loads(fedfusion("doctor", "--json").stdout)["fedfusion"] == __version__
+
+
+def test_ls_names_the_references():
+    assert "arxiv.org/abs/2212.04089" in fedfusion("ls", "fusion").stdout
+    assert "coefficient: 0.7" in fedfusion("ls", "fusion/task_arithmetic").stdout
+    wrong = fedfusion("ls", "fusion/ties")
+    assert wrong.returncode == 2 and "no 'ties' in fusion/" in wrong.stderr
+
+
+def test_the_command_line_imports_nothing_heavy():
+    code = "import fedfusion.cli, sys; print({'torch', 'flwr', 'hydra', 'transformers'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
+    assert "validate" in fedfusion("--help").stdout
