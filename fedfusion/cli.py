@@ -47,7 +47,8 @@ def run(overrides: Overrides = None, resume: Resume = None, as_json: AsJson = Fa
     write_atomically(run_dir / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(given)))
     _quiet(run_dir / "run.log")
     with _plain_errors(), _interruptible(run_dir):
-        config.build(cfg).federation.launch(cfg)
+        with (run_dir / "run.log").open("a") as log, contextlib.redirect_stderr(log):
+            config.build(cfg).federation.launch(cfg)
         _conclude(run_dir, as_json)
 
 

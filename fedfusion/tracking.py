@@ -89,11 +89,9 @@ class Terminal:
 
     def finished(self, record: Mapping[str, Any]) -> None:
         """One line per round."""
-        mean = record["mean"]
-        parts = [f"loss {record['train_loss']:.3f}", *(f"{name.replace('_', ' ')} {mean[name]:.3f}" for name in mean)]
-        if record["nmse_db"] is not None:
-            parts.insert(1, f"NMSE {record['nmse_db']:.1f} dB")
-        self.console.print(f"round {record['round']}/{self.num_rounds}: " + " · ".join(parts))
+        means = {name.removeprefix("fused_").removesuffix("_task"): value for name, value in record["mean"].items()}
+        parts = [f"loss {record['train_loss']:.2f}", *(f"{name} {value:.3f}" for name, value in means.items())]
+        self.console.print(f"round {record['round']}/{self.num_rounds}  {'  '.join(parts)}")
         for client, reason in record["dropped"].items():
             self.console.print(f"  client {client} dropped: {reason}", markup=False)
 

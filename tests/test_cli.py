@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from runs import SMALL, fedfusion, results
+from command import SMALL, fedfusion, results
 from safetensors.torch import load_file
 
 from fedfusion import __version__
@@ -21,8 +21,15 @@ def finished(tmp_path_factory):
 
 def test_a_person_sees_rounds_and_a_table_that_fits_80_columns_without_colours(finished):
     _, printed = finished
-    assert "round 1/2: 4 nodes train" in printed and re.search(r"round 2/2: loss \d\.\d+ · NMSE 2[34]\.\d dB", printed)
-    assert "upright-digit" in printed and "few-shot" in printed and "\x1b" not in printed
+    assert "round 1/2: 4 nodes train" in printed and re.search(
+        r"round 2/2  loss \d\.\d\d  single 0\.\d+  clean", printed
+    )
+    assert (
+        "upright-digit" in printed
+        and "control" in printed
+        and max(map(len, printed.splitlines()[:-1])) <= 80
+        and "\x1b" not in printed
+    )
     assert "1 Byzantine client" in printed
 
 

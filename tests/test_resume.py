@@ -6,7 +6,7 @@ import sys
 import time
 
 import pytest
-from runs import SMALL, TESTS, fedfusion, results
+from command import SMALL, TESTS, fedfusion, results
 
 FOUR = [*SMALL, "rounds=4"]
 

@@ -151,9 +151,7 @@ class Flower:
             terminal.close()
         if not (run_dir / "results.json").is_file():
             errors = re.findall(r"fedfusion[.\w]*: (.+)", log.read_text())
-            raise FedfusionError(
-                f"the run under Flower ended without a result: {errors[-1] if errors else 'see'} ({log})"
-            )
+            raise RunFailed(f"the run under Flower ended without a result: {errors[-1] if errors else 'see'} ({log})")
 
 
 def _app_folder(home: Path, config: str) -> Path:

@@ -7,6 +7,8 @@ import torch
 from fedfusion.lora.product import change_coefficients
 from fedfusion.types import FedfusionError, GuardReport, Updates
 
+LARGEST = torch.finfo(torch.float32).max ** 0.5  # the square of a longer one is no float32
+
 
 @dataclass(frozen=True)
 class NormClip:
@@ -15,7 +17,7 @@ class NormClip:
     The norm of an upload is that of the change it makes to the product,
     :math:`\lVert (B+\Delta B)(A+\Delta A) - BA \rVert_F` over all modules: factors may be rescaled without
     changing anything, products may not. An upload above the median is multiplied by the largest `t < 1` that
-    brings its change down to the median.
+    brings its change down to the median (the lower one, where their number is even).
 
     Parameters
     ----------
@@ -48,8 +50,9 @@ class NormClip:
         # c_4 t^4 + c_3 t^3 + c_2 t^2 is the squared norm of the change that t times the upload makes
         c2, c3, c4 = change_coefficients(updates.layout, updates.start, updates.vectors).unbind(1)
         norms = (c2 + c3 + c4).clamp_min(0).sqrt()
-        median = norms.quantile(0.5)
-        wild = norms > self.refuse * median
+        representable = norms < LARGEST
+        median = norms[representable].median() if representable.any() else torch.tensor(0.0)
+        wild = ~representable | (norms > self.refuse * median)
         for i in torch.nonzero(wild)[:, 0].tolist():
             refused[updates.clients[i]] = f"sent a norm of {norms[i]:.3g}, the median is {median:.3g}"
         target = self.clip * median

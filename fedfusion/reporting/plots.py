@@ -14,11 +14,11 @@ from matplotlib.figure import Figure  # noqa: E402
 # label and colour of each column of the table, in its order; colours of Okabe and Ito, safe for colour-blind eyes
 STAGES = {
     "base": ("base", "#999999"),
-    "single_task": ("single-task", "#000000"),
-    "fused_clean": ("fused, clean", "#56B4E9"),
-    "fused_received": ("fused, received", "#D55E00"),
+    "single_task": ("single task", "#000000"),
+    "fused_clean": ("fused clean", "#56B4E9"),
+    "fused_received": ("fused received", "#D55E00"),
     "realigned": ("realigned", "#009E73"),
-    "control": ("few-shot control", "#CC79A7"),
+    "control": ("control", "#CC79A7"),
 }
 STYLE: dict[str, Any] = {
     "font.size": 9,
@@ -44,7 +44,7 @@ def by_task(metrics: Mapping[str, Any]) -> Figure:
             heights = [scores.get(stage, 0.0) for _, scores in groups]
             places = [x + (i - (len(STAGES) - 1) / 2) * width for x in range(len(groups))]
             axes.bar(places, heights, width, label=label, color=colour)
-        axes.set_xticks(range(len(groups)), [name for name, _ in groups])
+        axes.set_xticks(range(len(groups)), [name.replace("-", "\n") for name, _ in groups])
         axes.set(ylabel="test accuracy", ylim=(0, 1))
         axes.tick_params(axis="x", length=0)
         axes.axvline(len(groups) - 1.5, color="#bbbbbb", linewidth=0.8)

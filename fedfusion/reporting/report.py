@@ -56,7 +56,7 @@ def rows(metrics: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
         stage: _mean([scores[stage] / single[task] for task, scores in table if single[task] and stage in scores])
         for stage in plots.STAGES
     }
-    table += [("mean", metrics["mean"]), ("worst task", metrics["worst"]), ("mean / single-task", normalised)]
+    table += [("mean", metrics["mean"]), ("worst task", metrics["worst"]), ("over single task", normalised)]
     return [(name, [_text(scores.get(stage)) for stage in plots.STAGES]) for name, scores in table]
 
 
@@ -64,18 +64,18 @@ def notes(results: Mapping[str, Any]) -> list[str]:
     """What a reader of the table must know: what the uplink did, who attacked, who was dropped and why."""
     rounds, experiment = results["metrics"]["rounds"], results["config"]
     last = rounds[-1]
-    said = [f"{len(last['clients'])} clients, {len(rounds)} rounds, seed {results['seed']}"]
+    said = [f"{_count(len(last['clients']), 'client')}, {_count(len(rounds), 'round')}, seed {results['seed']}"]
     if last["nmse_db"] is not None:
         said.append(f"uplink NMSE in the last round {last['nmse_db']:.1f} dB")
     byzantine = sorted({client for record in rounds for client in record["byzantine"]})
     if byzantine:
         attack = experiment["attack"]["_target_"].rpartition(".")[2]
-        said.append(f"{len(byzantine)} Byzantine clients ({attack}): {', '.join(map(str, byzantine))}")
+        said.append(f"{_count(len(byzantine), 'Byzantine client')} ({attack}): {', '.join(map(str, byzantine))}")
     dropped = sum(len(record["dropped"]) for record in rounds)
     if dropped:
-        said.append(f"{dropped} uploads dropped:")
+        said.append(f"{_count(dropped, 'upload')} dropped:")
         said += [f"  round {r['round']}, client {c}: {why}" for r in rounds for c, why in r["dropped"].items()]
-    if last["discarded_energy"] > 1e-4:
+    if last["discarded_energy"] >= 0.001:
         said.append(
             f"the fused rank discards up to {last['discarded_energy']:.1%} of a layer's energy (raise fused_rank)"
         )
@@ -84,17 +84,21 @@ def notes(results: Mapping[str, Any]) -> list[str]:
 
 def show(results: Mapping[str, Any], console: Console | None = None) -> None:
     """Print the table and the notes."""
-    console = console or Console(highlight=False, width=None if Console().is_terminal else 100)
-    table = Table(box=box.SIMPLE_HEAD, title="test accuracy", title_justify="left")
-    table.add_column("task")
+    console = console or Console(highlight=False)
+    table = Table(box=box.SIMPLE_HEAD, title="test accuracy", title_justify="left", padding=(0, 1), pad_edge=False)
+    table.add_column("task", no_wrap=True)
     for label, _ in plots.STAGES.values():
-        table.add_column(label, justify="right")
+        table.add_column(label.replace(" ", "\n"), justify="right")
     lines = rows(results["metrics"])
     for i, (name, cells) in enumerate(lines):
         table.add_row(name, *cells, end_section=i == len(lines) - 4)
     console.print(table)
     for line in notes(results):
         console.print(line, markup=False)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' if number != 1 else ''}"
 
 
 def _text(value: float | None) -> str:

@@ -53,7 +53,7 @@ def serve(grid: Grid, experiment_json: str) -> None:
         "schema_version": SCHEMA_VERSION,
         "seed": experiment.seed,
         "metrics": _metrics(strategy),
-        "config": json.loads(experiment_json),
+        "config": {key: value for key, value in json.loads(experiment_json).items() if key != "run_dir"},
         "versions": versions(),
         "machine": {
             "python": platform.python_version(),

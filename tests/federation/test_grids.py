@@ -1,9 +1,9 @@
 import socket
 
 import pytest
+from command import SMALL, fedfusion, results
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
-from runs import SMALL, fedfusion, results
 
 from fedfusion.federation import Flower, Ray
 from fedfusion.federation.inline import InlineGrid

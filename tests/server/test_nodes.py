@@ -1,0 +1,84 @@
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from fedfusion.federation.inline import InlineGrid
+from fedfusion.server.nodes import Nodes
+from fedfusion.types import FedfusionError, Layout
+
+
+class Suite:
+    """Just enough of a suite: client k holds task k."""
+
+    num_clients = 3
+
+    def task_of(self, client):
+        return f"task-{client}"
+
+
+LAYOUT = Layout(("w",), ((4,),))
+NODES = Nodes("{}", {7: [0], 8: [1], 9: [2]})
+
+
+@pytest.fixture(autouse=True)
+def identity():
+    """Flower reads the sender of a message from a global that a grid sets."""
+    InlineGrid(ClientApp(), 1, 1.0)
+
+
+def reply(node, client, vectors):
+    question = Message(RecordDict(), node, "train")
+    metrics = MetricRecord({"num_examples": [5.0], "train_loss": [0.1], "accuracy": [0.9], "loss": [0.2]})
+    facts = ConfigRecord({"clients": [client], "failed": [], "reasons": []})
+    content = {"arrays": ArrayRecord({"vectors": Array(vectors)}), "metrics": metrics, "config": facts}
+    return Message(RecordDict(content), reply_to=question)
+
+
+def collect(replies):
+    return NODES.collect(replies, {0, 1, 2}, torch.zeros(3, 4), Suite(), LAYOUT)
+
+
+def test_rows_are_sorted_by_client_whatever_the_order_of_arrival():
+    good = [reply(7 + k, k, np.full((1, 4), k, np.float32)) for k in range(3)]
+    for order in (good, good[::-1], [good[1], good[2], good[0]]):
+        updates, dropped = collect(order)
+        assert updates.clients == (0, 1, 2) and updates.tasks == ("task-0", "task-1", "task-2") and not dropped
+        assert torch.equal(updates.vectors[:, 0], torch.tensor([0.0, 1.0, 2.0])) and updates.num_examples == (5, 5, 5)
+
+
+def test_whoever_does_not_answer_well_is_named():
+    error = Message(
+        Error(2, "Traceback\n  ...\n\x1b[36mValueError\x1b[39m: broken"), reply_to=Message(RecordDict(), 8, "train")
+    )
+    updates, dropped = collect([reply(7, 0, np.zeros((2, 4), np.float32)), error])
+    assert len(updates) == 0
+    assert dropped == {
+        0: "sent float32 (2, 4), expected float32 (1, 4)",
+        1: "ValueError: broken",
+        2: "did not answer before the deadline",
+    }
+
+
+def test_a_node_cannot_speak_for_the_clients_of_another():
+    updates, dropped = collect([reply(7, 1, np.ones((1, 4), np.float32))])
+    assert len(updates) == 0 and set(dropped) == {0, 1, 2}
+
+
+def test_meeting_learns_who_hosts_whom_and_reports_a_node_that_cannot_start():
+    app = ClientApp()
+
+    @app.query()
+    def hosted(message, context):
+        part = context.node_config["partition-id"]
+        return Message(
+            RecordDict({"config": ConfigRecord({"clients": [5 - 2 * part, 4 - 2 * part]})}), reply_to=message
+        )
+
+    met = Nodes.meet(InlineGrid(app, 3, 10.0), "{}", num_clients=6, timeout=5.0)
+    assert {k: list(v) for k, v in met.hosted.items()} == {3: [0, 1], 2: [2, 3], 1: [4, 5]}
+    with pytest.raises(FedfusionError, match="the nodes host 6 of 7 clients"):
+        Nodes.meet(InlineGrid(app, 3, 10.0), "{}", num_clients=7, timeout=0.3)
+    with pytest.raises(FedfusionError, match="a node cannot start"):
+        Nodes.meet(InlineGrid(ClientApp(), 1, 10.0), "{}", num_clients=1, timeout=5.0)

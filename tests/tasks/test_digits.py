@@ -1,0 +1,66 @@
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from flwr_datasets.partitioner import DirichletPartitioner, IidPartitioner
+
+from fedfusion.tasks.digits import IMAGES, TASKS, Digits8, _images
+from fedfusion.types import FedfusionError
+
+
+@pytest.fixture
+def suite():
+    return Digits8(IidPartitioner)
+
+
+def test_the_shipped_digits_are_those_of_scikit_learn():
+    datasets = pytest.importorskip("sklearn.datasets")
+    with np.load(IMAGES) as shipped:
+        original = datasets.load_digits()
+        assert (shipped["images"] == original.images).all() and (shipped["digits"] == original.target).all()
+
+
+def test_no_image_is_in_two_splits():
+    counts = {name: len(images) for name, (images, _) in _images().items()}
+    assert counts == {"root": 200, "validation": 200, "test": 397, "train": 1000}
+    rows = torch.cat([images for images, _ in _images().values()]).flatten(1)
+    with np.load(IMAGES) as shipped:
+        assert len(rows.unique(dim=0)) == len(np.unique(shipped["images"].reshape(-1, 64), axis=0))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_has_all_its_labels_in_every_part(suite, task):
+    client = suite.tasks.index(task) * suite.clients_per_task
+    for samples in (suite.train(client, 0), suite.root(task, 0), suite.test(task), suite.validation(task)):
+        assert sorted(samples.labels.unique().tolist()) == list(range(suite.num_classes(task)))
+        pixels = samples.inputs["pixel_values"]
+        assert pixels.shape == (len(samples), 1, 32, 32) and pixels.min() >= -1 and pixels.max() <= 1
+
+
+def test_the_clients_of_a_task_share_its_data_without_overlap(suite):
+    first, second = (suite.train(client, 0).inputs["pixel_values"] for client in (4, 5))
+    assert suite.task_of(4) == suite.task_of(5) == "flipped-size"
+    both = torch.cat([first, second]).flatten(1)
+    assert len(both) == 1000 and len(both.unique(dim=0)) >= 999
+
+
+def test_the_root_set_is_named_by_the_seed(suite):
+    assert len(suite.root("upright-digit", 0)) == 30
+    same = [suite.root("noisy-prime", seed).inputs["pixel_values"] for seed in (0, 0, 1)]
+    assert torch.equal(same[0], same[1]) and not torch.equal(same[0], same[2])
+
+
+def test_any_partitioner_of_flwr_datasets_serves():
+    skewed = partial(DirichletPartitioner, partition_by="label", alpha=0.1, min_partition_size=1)
+    suite = Digits8(skewed, tasks=["upright-digit"], clients_per_task=4)
+    sizes = [len(suite.train(client, 0)) for client in range(4)]
+    assert sum(sizes) == 1000 and max(sizes) > 1.5 * min(sizes)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"tasks": ["walking"]}, {"tasks": []}, {"tasks": ["upright-digit"] * 2}, {"shots": 0}]
+)
+def test_meaningless_settings_are_refused(settings):
+    with pytest.raises(FedfusionError, match="suite."):
+        Digits8(IidPartitioner, **settings)
