@@ -29,6 +29,14 @@ def overhead(results: dict) -> str:
     return "\n".join(rows)
 
 
+def knobs(results: dict) -> str:
+    stages = {"fused_received": "fused received", "realigned": "realigned", "control": "control"}
+    rows = ["| changed | " + " | ".join(stages.values()) + " |", "|---|" + "---:|" * len(stages)]
+    for knob, row in results.items():
+        rows.append(f"| `{knob}` | " + " | ".join(f"{row['mean'][stage]:.3f}" for stage in stages) + " |")
+    return "\n".join(rows)
+
+
 def coefficient(results: dict) -> str:
     test, seeds = results["test"], len(results["seeds"])
     return (
@@ -42,6 +50,7 @@ def coefficient(results: dict) -> str:
 
 TABLES = {
     "experiments/quickstart/results.json": quickstart,
+    "experiments/quickstart/knobs.json": knobs,
     "experiments/benchmarks/overhead.json": overhead,
     "experiments/digits8/coefficient.json": coefficient,
 }

@@ -15,7 +15,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from fedfusion.client.train import evaluate
-from fedfusion.config import Experiment, build, resolve, to_json
+from fedfusion.config import Experiment, build, fresh_run_dir, resolve, to_json
 from fedfusion.lora.model import LoraModel
 from fedfusion.server.run import serve
 from fedfusion.tasks.heads import PrototypeHead
@@ -28,7 +28,11 @@ server_app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run the experiment of the run configuration: `config` as JSON, or Hydra `overrides` in words."""
     given = str(context.run_config.get("config", ""))
-    serve(grid, given or to_json(resolve(str(context.run_config.get("overrides", "")).split())))
+    if not given:
+        cfg = resolve(str(context.run_config.get("overrides", "")).split())
+        cfg.run_dir = str(fresh_run_dir(cfg).resolve())
+        given = to_json(cfg)
+    serve(grid, given)
 
 
 @client_app.query()

@@ -1,7 +1,6 @@
 """The command line. Everything heavy is imported inside the verbs, so that `--help` is quick."""
 
 import contextlib
-import datetime
 import json
 import logging
 import shlex
@@ -40,8 +39,8 @@ def run(overrides: Overrides = None, resume: Resume = None, as_json: AsJson = Fa
             cfg, given = config.resume(resume, given)
         else:
             cfg = config.resolve(given)
-        run_dir = resume or _fresh_folder(cfg.run_dir)
-        cfg.run_dir = str(run_dir.resolve())
+        run_dir = (resume or config.fresh_run_dir(cfg)).resolve()
+        cfg.run_dir = str(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     write_atomically(run_dir / "config.yaml", OmegaConf.to_yaml(cfg))
     write_atomically(run_dir / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(given)))
@@ -122,18 +121,6 @@ def _interruptible(run_dir: Path) -> Iterator[None]:
     except KeyboardInterrupt:
         typer.echo(f"interrupted; continue with: fedfusion run --resume {run_dir}", err=True)
         raise SystemExit(130) from None
-
-
-def _fresh_folder(run_dir: str | None) -> Path:
-    """The folder of a new run; one that exists is never overwritten."""
-    from fedfusion.types import FedfusionError
-
-    folder = Path(run_dir or f"runs/{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}")
-    if folder.exists():
-        raise FedfusionError(
-            f"run_dir={folder} exists already and is never overwritten (choose another, or --resume {folder})"
-        )
-    return folder
 
 
 def _quiet(log: Path) -> None:

@@ -1,5 +1,6 @@
 """The resolved experiment: composed by Hydra, checked in one go, carried as one JSON string."""
 
+import datetime
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -169,6 +170,22 @@ def resume(run_dir: Path, overrides: Sequence[str]) -> tuple[DictConfig, list[st
             ]
         )
     return cfg, combined
+
+
+def fresh_run_dir(cfg: DictConfig) -> Path:
+    """The folder of a new run: `run_dir`, or one named after the time.
+
+    Raises
+    ------
+    FedfusionError
+        If it exists: a run is never overwritten.
+    """
+    folder = Path(cfg.run_dir or f"runs/{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}")
+    if folder.exists():
+        raise FedfusionError(
+            f"run_dir={folder} exists already and is never overwritten (choose another, or --resume {folder})"
+        )
+    return folder
 
 
 def build(cfg: DictConfig | str) -> Experiment:

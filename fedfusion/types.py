@@ -89,17 +89,12 @@ class Layout:
         return torch.cat([state[name].detach().reshape(-1).float() for name in self.names])
 
     def difference(self, other: "Layout") -> str | None:
-        """One sentence about the first difference to `other`, or None when they agree."""
-        if self == other:
-            return None
-        ours, theirs = (
-            dict(zip(self.names, self.shapes, strict=True)),
-            dict(zip(other.names, other.shapes, strict=True)),
-        )
+        """The first entry whose shape differs from `other`, in words, or None when they agree."""
+        ours, theirs = (dict(zip(layout.names, layout.shapes, strict=True)) for layout in (self, other))
         for name in sorted(ours.keys() | theirs.keys()):
             if ours.get(name) != theirs.get(name):
                 return f"'{name}' is {ours.get(name, 'absent')} here and {theirs.get(name, 'absent')} there"
-        return "the LoRA scale or the order of the entries differs"
+        return None
 
 
 @dataclass(frozen=True)

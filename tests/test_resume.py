@@ -83,7 +83,12 @@ def test_resume_refuses_an_adapter_of_another_layout(uninterrupted, tmp_path):
             text.replace("  r: 8", "  r: 4") if name == "config.yaml" else text + "- model.lora.r=4\n"
         )
     done = fedfusion("run", "--resume", str(folder), "rounds=5")
-    assert done.returncode == 2 and "entries" in done.stderr and "Traceback" not in done.stderr
+    assert (
+        done.returncode == 2
+        and "the layout of its adapters differs" in done.stderr
+        and "(4, 128) here and (8, 128) there" in done.stderr
+        and "Traceback" not in done.stderr
+    )
 
 
 def test_resume_of_nothing_is_one_sentence(tmp_path):

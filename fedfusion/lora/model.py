@@ -19,10 +19,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModel
 
+from fedfusion import assets
 from fedfusion.rng import seed_of
 from fedfusion.types import FedfusionError, Layout, Pair
-
-ASSETS = Path(__file__).parent.parent / "assets"
 
 
 @dataclass(frozen=True)
@@ -60,18 +59,17 @@ class Model:
         FedfusionError
             If it is neither a folder, nor shipped, nor a hub id that could be fetched or is in the cache.
         """
-        for folder in (Path(self.path).expanduser(), ASSETS / self.path):
-            if (folder / "config.json").is_file():
+        for folder in (Path(self.path).expanduser(), assets.find(self.path)):
+            if folder is not None and (folder / "config.json").is_file():
                 return str(folder)
         if self.path.count("/") == 1 and not self.path.startswith((".", "/", "~")):
             import huggingface_hub.constants as hub
 
             if not hub.HF_HUB_OFFLINE or isinstance(try_to_load_from_cache(self.path, "config.json"), str):
                 return self.path
-        shipped = ", ".join(sorted(folder.name for folder in ASSETS.iterdir() if folder.is_dir()))
         raise FedfusionError(
             f"model.path: no model at '{self.path}' (give a folder with a config.json, a hub id 'owner/name', "
-            f"or one that ships with fedfusion: {shipped})"
+            f"or 'vit-glyphs', which ships with fedfusion)"
         )
 
 

@@ -287,18 +287,19 @@ class RoundStrategy(Strategy):
         if loaded is None:
             return None
         tensors, facts = loaded
-        for name, width in (("adapters", self.layout.dim), ("fused", self.evaluator.model.layout.dim)):
-            if tensors[name].shape[-1] != width or facts["names"] != list(self.layout.names):
-                raise FedfusionError(
-                    f"{self.checkpoints.latest()}: its adapters have {tensors[name].shape[-1]} entries ('{name}'), "
-                    f"the model of this configuration has {width} (model.path and model.lora must be those of the run)"
-                )
+        stored = Layout(tuple(facts["names"]), tuple(map(tuple, facts["shapes"])))
+        if difference := self.layout.difference(stored):
+            raise FedfusionError(
+                f"{self.checkpoints.latest()}: the layout of its adapters differs: {difference} "
+                "(model.path and model.lora must be those of the run)"
+            )
         return State(**tensors, reference=facts["reference"], history=facts["history"])
 
     def _save(self, server_round: int) -> None:
         state = self.state
         tensors = {name: getattr(state, name) for name in ("adapters", "examples", "fused", "realigned", "control")}
-        facts = {"names": list(self.layout.names), "reference": state.reference, "history": state.history}
+        layout = {"names": self.layout.names, "shapes": self.layout.shapes}
+        facts = {**layout, "reference": state.reference, "history": state.history}
         self.checkpoints.save(server_round, tensors, facts)
 
 

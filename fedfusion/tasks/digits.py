@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,11 +10,11 @@ import torch.nn.functional as F
 from flwr_datasets.partitioner import Partitioner
 from torch import Tensor
 
+from fedfusion import assets
 from fedfusion.rng import generator
 from fedfusion.tasks.partition import split
 from fedfusion.types import FedfusionError, Samples
 
-IMAGES = Path(__file__).parent.parent / "assets" / "digits.npz"
 SPLITS = {"root": 200, "validation": 200, "test": 397}  # the other 1000 are for training
 
 
@@ -57,7 +56,12 @@ TASKS: Mapping[str, tuple[Domain, tuple[int, ...]]] = {
 @lru_cache(maxsize=1)
 def _images() -> dict[str, tuple[Tensor, Tensor]]:
     """The four splits: images `[n, 1, 32, 32]` in [0, 1] and digits `[n]`, the same for every task and seed."""
-    with np.load(IMAGES) as archive:
+    path = assets.find("digits.npz")
+    if path is None:
+        raise FedfusionError(
+            "suite=digits8: digits.npz is not there (install the package itself, pip install fedfusion)"
+        )
+    with np.load(path) as archive:
         images, digits = torch.from_numpy(archive["images"]), torch.from_numpy(archive["digits"]).long()
     enlarged = F.interpolate(images[:, None].float() / 16, size=(32, 32), mode="bilinear", align_corners=False)
     order = torch.randperm(len(digits), generator=generator(0, "digits8", "split"))

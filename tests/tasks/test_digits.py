@@ -5,7 +5,8 @@ import pytest
 import torch
 from flwr_datasets.partitioner import DirichletPartitioner, IidPartitioner
 
-from fedfusion.tasks.digits import IMAGES, TASKS, Digits8, _images
+from fedfusion import assets
+from fedfusion.tasks.digits import TASKS, Digits8, _images
 from fedfusion.types import FedfusionError
 
 
@@ -16,7 +17,7 @@ def suite():
 
 def test_the_shipped_digits_are_those_of_scikit_learn():
     datasets = pytest.importorskip("sklearn.datasets")
-    with np.load(IMAGES) as shipped:
+    with np.load(assets.find("digits.npz")) as shipped:
         original = datasets.load_digits()
         assert (shipped["images"] == original.images).all() and (shipped["digits"] == original.target).all()
 
@@ -25,7 +26,7 @@ def test_no_image_is_in_two_splits():
     counts = {name: len(images) for name, (images, _) in _images().items()}
     assert counts == {"root": 200, "validation": 200, "test": 397, "train": 1000}
     rows = torch.cat([images for images, _ in _images().values()]).flatten(1)
-    with np.load(IMAGES) as shipped:
+    with np.load(assets.find("digits.npz")) as shipped:
         assert len(rows.unique(dim=0)) == len(np.unique(shipped["images"].reshape(-1, 64), axis=0))
 
 
