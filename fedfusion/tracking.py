@@ -18,7 +18,7 @@ class Tracker(Protocol):
         ...
 
     def exchanged(self, server_round: int, done: int, total: int) -> None:
-        """`done` of the `total` messages of this round have been answered."""
+        """`done` of the `total` clients of this round have answered."""
         ...
 
     def finished(self, record: Mapping[str, Any]) -> None:
@@ -67,7 +67,7 @@ class Terminal:
         if history:
             self.console.print(f"continuing after round {history[-1]['round']}")
         if self.console.is_terminal and len(history) < num_rounds:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("nodes"))
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("clients"))
             self.progress = Progress(
                 *columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=self.console
             )
@@ -84,7 +84,7 @@ class Terminal:
             completed = (server_round - self.first_round) * total + done
             self.progress.update(self.bar, description=f"round {server_round}/{self.num_rounds}", completed=completed)
         elif server_round != self.last_round:
-            self.console.print(f"round {server_round}/{self.num_rounds}: {total} nodes train")
+            self.console.print(f"round {server_round}/{self.num_rounds}: {total} clients train")
         self.last_round = server_round
 
     def finished(self, record: Mapping[str, Any]) -> None:

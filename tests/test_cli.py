@@ -21,7 +21,7 @@ def finished(tmp_path_factory):
 
 def test_a_person_sees_rounds_and_a_table_that_fits_80_columns_without_colours(finished):
     _, printed = finished
-    assert "round 1/2: 4 nodes train" in printed and re.search(
+    assert "round 1/2: 4 clients train" in printed and re.search(
         r"round 2/2  loss \d\.\d\d  single 0\.\d+  clean", printed
     )
     assert (

@@ -40,4 +40,4 @@ def test_on_a_terminal_there_is_a_bar_with_rounds_and_time():
             terminal.exchanged(server_round, done, 4)
     terminal.close()
     printed = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", out.getvalue())
-    assert "continuing after round 1" in printed and "8/8 nodes" in printed and "round 3/3" in printed
+    assert "continuing after round 1" in printed and "8/8 clients" in printed and "round 3/3" in printed

@@ -93,21 +93,25 @@ class Nodes:
             yield Message(content, node, MessageType.TRAIN, group_id=str(server_round))
 
     def exchange(
-        self, grid: Grid, messages: Iterable[Message], timeout: float, progress: Callable[[int], None]
+        self, grid: Grid, messages: Sequence[Message], timeout: float, progress: Callable[[int, int], None]
     ) -> list[Message]:
-        """Send, and take replies as they come until none has come for `timeout` seconds."""
-        waiting = dict.fromkeys(grid.push_messages(messages))
+        """Send, and take replies as they come until none has come for `timeout` seconds.
+
+        `progress` is told how many of how many clients have answered.
+        """
+        sizes = [len(_list(message.content.config_records["config"]["clients"])) for message in messages]
+        waiting = dict(zip(grid.push_messages(messages), sizes, strict=True))
         replies: list[Message] = []
         last = time.monotonic()
-        progress(0)
+        progress(0, sum(sizes))
         while waiting and time.monotonic() - last < timeout:
-            new = list(grid.pull_messages(waiting))
+            new = list(grid.pull_messages(list(waiting)))
             for reply in new:
                 waiting.pop(reply.metadata.reply_to_message_id, None)
             replies += new
             if new:
                 last = time.monotonic()
-                progress(len(replies))
+                progress(sum(sizes) - sum(waiting.values()), sum(sizes))
             else:
                 time.sleep(0.005)
         return replies

@@ -203,7 +203,7 @@ class RoundStrategy(Strategy):
             self.nodes = Nodes.meet(grid, self.experiment_json, self.suite.num_clients, timeout)
             for server_round in range(len(self.state.history) + 1, num_rounds + 1):
                 messages = list(self.configure_train(server_round, ArrayRecord(), ConfigRecord(), grid))
-                report = partial(self._report, server_round, len(messages))
+                report = partial(self._report, server_round)
                 replies = self.nodes.exchange(grid, messages, timeout, report)
                 result.arrays, metrics = self.aggregate_train(server_round, replies)
                 result.train_metrics_clientapp[server_round] = metrics
@@ -238,7 +238,7 @@ class RoundStrategy(Strategy):
         for name in ("attack", "channel", "guard", "coupling", "aggregator", "fusion", "realign"):
             log(INFO, "\t├──> %s: %s", name, getattr(self.experiment, name))
 
-    def _report(self, server_round: int, total: int, done: int) -> None:
+    def _report(self, server_round: int, done: int, total: int) -> None:
         for tracker in self.trackers:
             tracker.exchanged(server_round, done, total)
 
