@@ -163,7 +163,7 @@ class RayGrid(VirtualGrid):
         now = time.monotonic()
         replies = []
         for reference, (message, actor, started) in list(self.running.items()):
-            if now - started > self.deadline_s:
+            if now - started > self.deadline_s and not self.ray.wait([reference], timeout=0)[0]:
                 del self.running[reference]
                 self._replace(actor)
                 replies.append(self.failure(message, f"did not answer within {self.deadline_s:g} s"))
