@@ -19,7 +19,8 @@ def quickstart(results: dict) -> str:
     console = Console(width=80, highlight=False, file=io.StringIO(), record=True)
     report.show(results, console)
     printed = "\n".join(line.rstrip() for line in console.export_text().rstrip().splitlines())
-    took = f"Measured on two cores, once installed: {results['wall_time_s']:.0f} s, {results['peak_memory_mb'] / 1000:.2f} GB."
+    seconds, gigabytes = results["wall_time_s"], results["peak_memory_mb"] / 1000
+    took = f"Measured on two cores, once installed: {seconds:.0f} s, {gigabytes:.2f} GB."
     return f"```\n{printed}\n```\n\n{took}"
 
 
