@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import shlex
+import signal
 import sys
 import warnings
 from collections.abc import Iterator
@@ -25,6 +26,12 @@ Resume = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
+@app.callback()
+def main() -> None:
+    """Make modules of the current folder importable, as `python -m` does: a method of one's own is one file."""
+    sys.path.insert(0, "")
+
+
 @app.command()
 def run(overrides: Overrides = None, resume: Resume = None, as_json: AsJson = False) -> None:
     """Run one federation and write its adapters, metrics, plots and report into a run folder."""
@@ -41,14 +48,14 @@ def run(overrides: Overrides = None, resume: Resume = None, as_json: AsJson = Fa
             cfg = config.resolve(given)
         run_dir = (resume or config.fresh_run_dir(cfg)).resolve()
         cfg.run_dir = str(run_dir)
-    run_dir.mkdir(parents=True, exist_ok=True)
+    run_dir.mkdir(parents=True, exist_ok=resume is not None)
     write_atomically(run_dir / "config.yaml", OmegaConf.to_yaml(cfg))
     write_atomically(run_dir / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(given)))
     _quiet(run_dir / "run.log")
     with _plain_errors(), _interruptible(run_dir):
         with (run_dir / "run.log").open("a") as log, contextlib.redirect_stderr(log):
             config.build(cfg).federation.launch(cfg)
-        _conclude(run_dir, as_json)
+        _conclude(run_dir, given, as_json)
 
 
 @app.command()
@@ -86,7 +93,7 @@ def ls(
 
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
-    """Show versions, threads, GPU, Ray, ports, caches and Docker, and what is missing."""
+    """Show versions, threads, GPU, Ray, ports, caches and Docker."""
     from fedfusion.doctor import examine
 
     findings = examine()
@@ -115,7 +122,8 @@ def _plain_errors(as_json: bool = False) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _interruptible(run_dir: Path) -> Iterator[None]:
-    """Say how to continue when the run is stopped by hand."""
+    """Say how to continue when the run is stopped by hand, and clean up when it is terminated."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         yield
     except KeyboardInterrupt:
@@ -139,13 +147,13 @@ def _quiet(log: Path) -> None:
         logger.handlers, logger.propagate = [], True
 
 
-def _conclude(run_dir: Path, as_json: bool) -> None:
+def _conclude(run_dir: Path, overrides: list[str], as_json: bool) -> None:
     """Add the command to results.json, make card, plots and report from it, and show the table."""
     from fedfusion.reporting import report
     from fedfusion.server.checkpoint import write_atomically
 
     results = json.loads((run_dir / "results.json").read_text())
-    results["command"] = shlex.join(["fedfusion", *sys.argv[1:]])
+    results["command"] = shlex.join(["fedfusion", "run", *overrides])
     write_atomically(run_dir / "results.json", json.dumps(results, indent=1) + "\n")
     report.make(run_dir)
     if as_json:

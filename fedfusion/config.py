@@ -27,7 +27,7 @@ from fedfusion.types import (
     Realigner,
     TaskSuite,
 )
-from fedfusion.validation import ConfigErrors, check_key, check_option, check_values, first_line, shorten
+from fedfusion.validation import ConfigErrors, check_key, check_option, check_values, first_line, flat
 
 CONF = next(p for p in (Path(__file__).parent / "conf", Path(__file__).parent.parent / "conf") if p.is_dir())
 # what --resume may change without changing what is computed in the rounds that are already done
@@ -77,7 +77,7 @@ class Experiment:
 
     def __post_init__(self) -> None:
         n = self.suite.num_clients
-        drawn = max(1, round(self.fraction * n))
+        drawn = max(1, round(self.fraction * n)) if 0 < self.fraction <= 1 else n
         checks = {
             f"rounds must be at least 1, got {self.rounds}": self.rounds >= 1,
             f"fraction must be in (0, 1], got {self.fraction}": 0 < self.fraction <= 1,
@@ -124,18 +124,20 @@ def resolve(overrides: Sequence[str]) -> DictConfig:
     errors += [e for o in choices for e in check_option(o, options[o.key_or_group])]
     chosen = [o for o in choices if not check_option(o, options[o.key_or_group])]
     skeleton = _compose(chosen)
-    errors += [e for o in values for e in check_key(o, skeleton, list(options))]
-    cfg = _compose([*chosen, *(o for o in values if not check_key(o, skeleton, list(options)))])
-    errors += check_values(cfg, Experiment)
-    if not errors:
+    errors += [e for o in values for e in check_key(o, skeleton, options)]
+    cfg = _compose([*chosen, *(o for o in values if not check_key(o, skeleton, options))])
+    unfit = check_values(cfg, Experiment)
+    if not unfit:
         try:
             experiment = build(cfg)
             experiment.model.locate()
             experiment.federation.check()
         except FedfusionError as error:
-            errors += str(error).splitlines()
-    if errors:
-        raise ConfigErrors(errors)
+            unfit += str(error).splitlines()
+    if errors or unfit:
+        raise ConfigErrors([*errors, *unfit])
+    if Path(cfg.model.path).is_dir():  # processes of other grids have other working folders
+        cfg.model.path = str(Path(cfg.model.path).resolve())
     return cfg
 
 
@@ -155,16 +157,20 @@ def resume(run_dir: Path, overrides: Sequence[str]) -> tuple[DictConfig, list[st
     if not all((run_dir / name).is_file() for name in ("config.yaml", "overrides.yaml")):
         raise ConfigErrors([f"--resume {run_dir}: there is no config.yaml in it (give the folder of an earlier run)"])
     stored = OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml"))
-    combined = [*map(str, OmegaConf.load(run_dir / "overrides.yaml")), *overrides]
+    earlier = [str(override) for override in OmegaConf.load(run_dir / "overrides.yaml")]
+    if any(override.startswith("federation=") for override in overrides):
+        earlier = [override for override in earlier if not override.startswith(("federation=", "federation."))]
+    combined = [*earlier, *overrides]
     cfg = resolve([*combined, f"run_dir='{run_dir}'"])
     fresh = OmegaConf.to_container(cfg)
     assert isinstance(stored, dict) and isinstance(fresh, dict)
-    differing = [key for key in map(str, fresh) if key not in RESUMABLE and fresh[key] != stored.get(key)]
+    ours, theirs = (flat({k: v for k, v in cfg.items() if k not in RESUMABLE}) for cfg in (fresh, stored))
+    differing = [key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key)]
     if differing:
         allowed = ", ".join(sorted(RESUMABLE - {"run_dir"}))
         raise ConfigErrors(
             [
-                f"--resume {run_dir}: '{key}' is {shorten(fresh[key])} here and {shorten(stored.get(key))} in the run "
+                f"--resume {run_dir}: '{key}' is {ours.get(key)!r} here and {theirs.get(key)!r} in the run "
                 f"(only {allowed} may change)"
                 for key in differing
             ]
@@ -195,7 +201,7 @@ def build(cfg: DictConfig | str) -> Experiment:
     except HydraException as error:
         if isinstance(error.__cause__, FedfusionError):
             raise error.__cause__ from error
-        raise
+        raise ConfigErrors([first_line(error.__cause__ or error)]) from error
 
 
 def to_json(cfg: DictConfig) -> str:

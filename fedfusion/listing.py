@@ -21,8 +21,10 @@ def listing(group: str | None = None) -> list[dict[str, str]]:
 def describe(group: str, name: str) -> str:
     """The YAML of an option and the documentation of what it builds."""
     found = groups()
-    if name not in found.get(group, []):
-        raise ConfigErrors([f"no '{name}' in {group}/ ({nearest(name, found.get(group, list(found)))})"])
+    if group not in found:
+        raise ConfigErrors([f"no group '{group}' ({nearest(group, list(found))})"])
+    if name not in found[group]:
+        raise ConfigErrors([f"no '{name}' in {group}/ ({nearest(name, found[group])})"])
     text = (CONF / group / f"{name}.yaml").read_text()
     return f"{text}\n{_documentation(group, name)}".rstrip()
 

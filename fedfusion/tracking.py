@@ -69,7 +69,7 @@ class Terminal:
         if self.console.is_terminal and len(history) < num_rounds:
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("clients"))
             self.progress = Progress(
-                *columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=self.console
+                *columns, TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("left"), console=self.console
             )
             self.bar = self.progress.add_task("starting", total=None)
             self.progress.start()

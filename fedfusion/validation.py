@@ -34,18 +34,24 @@ def check_option(override: Override, options: Sequence[str]) -> list[str]:
     return [f"{override.input_line}: no '{option}' in {override.key_or_group}/ ({nearest(option, options)})"]
 
 
-def check_key(override: Override, cfg: DictConfig, groups: Sequence[str]) -> list[str]:
+def check_key(override: Override, cfg: DictConfig, groups: Mapping[str, Sequence[str]]) -> list[str]:
     """Say whether the key of `key=value` is missing from the composed configuration; `+key` may be new."""
     keys = sorted({*_keys(cfg), *groups})
     name = override.key_or_group
     if override.is_add() or override.is_force_add() or name in keys:
         return []
-    return [f"{override.input_line}: no key '{name}' ({nearest(name, keys)})"]
+    hint = nearest(name, keys)
+    offered = next((options for group, options in groups.items() if hint == f"did you mean '{group}'?"), None)
+    offers = f" it offers {', '.join(offered)}" if offered and str(override.value()) not in offered else ""
+    return [f"{override.input_line}: no key '{name}' ({hint}{offers})"]
 
 
 def check_values(cfg: DictConfig, schema: type) -> list[str]:
     """Check every `_target_` node against its signature, plain keys against `schema`, and what each stage refuses."""
-    errors = _check_types("", schema, {k: v for k, v in cfg.items() if k != "_target_" and not has_target(v)})
+    known = set(inspect.signature(schema).parameters)
+    errors = [f"{key}: missing, the experiment needs it" for key in sorted(known - set(map(str, cfg)))]
+    errors += [f"{key}: the experiment has no such key" for key in map(str, cfg) if key not in known | {"_target_"}]
+    errors += _check_types("", schema, {k: v for k, v in cfg.items() if k != "_target_" and not has_target(v)})
     for key, node in cfg.items():
         if has_target(node):
             errors += check_target(str(key), node) or refused(node)
@@ -57,9 +63,7 @@ def refused(node: DictConfig) -> list[str]:
     try:
         instantiate(node, _convert_="all")
     except HydraException as error:
-        if not isinstance(error.__cause__, FedfusionError):
-            raise
-        return [str(error.__cause__)]
+        return str(error.__cause__ or error).strip().splitlines()[:1]
     return []
 
 
@@ -127,10 +131,13 @@ def has_target(node: Any) -> bool:
     return isinstance(node, DictConfig) and not node._is_none() and "_target_" in node
 
 
-def shorten(value: Any) -> str:
-    """A value as JSON, cut to what fits into a sentence."""
-    text = json.dumps(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+def flat(node: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """The leaves of nested mappings by dotted key."""
+    leaves: dict[str, Any] = {}
+    for key, value in node.items():
+        nested = isinstance(value, Mapping)
+        leaves |= flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return leaves
 
 
 def first_line(error: BaseException) -> str:

@@ -43,7 +43,8 @@ def test_the_default_is_the_quickstart():
 @pytest.mark.parametrize(
     "arguments, sentences",
     [
-        (["agregator=krum"], ["no key 'agregator' (did you mean 'aggregator'?)"]),
+        (["agregator=krum"], ["no key 'agregator' (did you mean 'aggregator'? it offers mean)"]),
+        (["agregator=mean", "rounds=0"], ["(did you mean 'aggregator'?)", "rounds must be at least 1"]),
         (["channel=awgnn", "channel.jsr=3"], ["did you mean 'awgn'?", "did you mean 'channel.jsr_db'?"]),
         (["channel.snr_db=loud"], ["channel.snr_db: expected float, got 'loud'"]),
         (["attack=sign_flipping", "attack.f=17"], ["attack.f=17 Byzantine clients, but there are 16 clients"]),

@@ -65,8 +65,8 @@ def test_kill_9_at_any_moment(uninterrupted, tmp_path, seconds):
     "override, sentence",
     [
         ("seed=7", "'seed' is 7 here and 0 in the run"),
-        ("model.lora.r=4", "'model' is"),
-        ("channel=ideal", "'channel' is"),
+        ("model.lora.r=4", "'model.lora.r' is 4 here and 8 in the run"),
+        ("channel=ideal", "'channel._target_' is"),
     ],
 )
 def test_resume_refuses_what_would_change_the_past(uninterrupted, override, sentence):

@@ -1,10 +1,10 @@
-"""Choose the task-arithmetic coefficient of `digits8` on held-out training images, then look at the test images once.
+"""Choose the task-arithmetic coefficient of `digits8` on held-out training images.
 
     python experiments/digits8/coefficient.py --out experiments/digits8/coefficient.json
 
 For each seed: sixteen clients train as in `experiment=quickstart` over an ideal uplink, their task vectors are fused
-with every coefficient of a grid. The coefficient with the best mean validation accuracy over seeds is chosen; base,
-single-task and fused accuracies on the test set are those of that coefficient. About five minutes on two cores.
+with every coefficient of a grid. The coefficient with the best mean validation accuracy over seeds is chosen; the test
+accuracies of all are in the file, and the choice does not look at them. About five minutes on two cores.
 """
 
 import argparse

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -12,7 +13,7 @@ from fedfusion.types import Updates
 class Honest:
     """Every client sends what it trained: the reference, and the setting on real devices."""
 
-    f: int = 0
+    f: ClassVar[int] = 0
 
     def __call__(self, updates: Updates, byzantine: Sequence[int], rng: torch.Generator) -> Updates:
         """Return `updates` unchanged."""

@@ -31,7 +31,7 @@ class SignFlipping:
     def __post_init__(self) -> None:
         if self.f < 0:
             raise FedfusionError(f"attack.f must be at least 0, got {self.f}")
-        if self.scale <= 0:
+        if not self.scale > 0:
             raise FedfusionError(f"attack.scale must be positive, got {self.scale}")
 
     def __call__(self, updates: Updates, byzantine: Sequence[int], rng: torch.Generator) -> Updates:

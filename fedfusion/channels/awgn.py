@@ -7,6 +7,8 @@ import torch
 
 from fedfusion.types import ChannelReport, FedfusionError, Updates
 
+LIMIT_DB = 100.0  # a ratio beyond it is a mistake, and float32 has few digits left
+
 
 @dataclass(frozen=True)
 class Awgn:
@@ -37,13 +39,10 @@ class Awgn:
     jsr_db: float = -math.inf
 
     def __post_init__(self) -> None:
-        for key, value in (("snr_db", self.snr_db), ("jsr_db", self.jsr_db)):
-            if math.isnan(value):
-                raise FedfusionError(f"channel.{key} must be a number of dB, got nan")
-        if self.snr_db == -math.inf or self.jsr_db == math.inf:
+        if not self.snr_db >= -LIMIT_DB or not self.jsr_db <= LIMIT_DB:
             raise FedfusionError(
-                f"channel.snr_db={self.snr_db}, channel.jsr_db={self.jsr_db}: the noise would be infinite "
-                "(snr_db=inf is noise-free, jsr_db=-inf is no jammer)"
+                f"channel.snr_db={self.snr_db}, channel.jsr_db={self.jsr_db}: the noise would be infinite or no number "
+                f"(snr_db >= -{LIMIT_DB:g}, inf is noise-free; jsr_db <= {LIMIT_DB:g}, -inf is no jammer)"
             )
 
     @property

@@ -17,7 +17,7 @@ Head = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class LocalTraining:
-    """AdamW on the adapter, the learning rate decaying linearly to zero within each round.
+    """Adam on the adapter, the learning rate decaying linearly to zero within each round.
 
     Parameters
     ----------
@@ -25,8 +25,11 @@ class LocalTraining:
         Local steps per round.
     batch_size
         Samples per step; the data is reshuffled when it runs out.
-    lr, weight_decay
-        Of AdamW. Weight decay pulls the adapter towards what was broadcast, not towards zero.
+    lr
+        Learning rate at the start of each round.
+    weight_decay
+        Strength of the pull towards what was broadcast, `weight_decay * (params - start)`, added to the gradient
+        before it is clipped. `0` is none.
     max_grad_norm
         Gradients are clipped to this norm.
     threads
@@ -47,8 +50,11 @@ class LocalTraining:
         for name in ("steps", "batch_size", "threads"):
             if getattr(self, name) < 1:
                 raise FedfusionError(f"client.{name} must be at least 1, got {getattr(self, name)}")
-        if self.lr <= 0:
-            raise FedfusionError(f"client.lr must be positive, got {self.lr}")
+        for name in ("lr", "max_grad_norm"):
+            if not getattr(self, name) > 0:
+                raise FedfusionError(f"client.{name} must be positive, got {getattr(self, name)}")
+        if not self.weight_decay >= 0:
+            raise FedfusionError(f"client.weight_decay must be at least 0, got {self.weight_decay}")
 
     def __call__(
         self, model: LoraModel, start: Tensor, data: Samples, head: Head, *, seed: int, server_round: int, client: int

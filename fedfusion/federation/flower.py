@@ -1,5 +1,6 @@
 """`flwr run` on a SuperLink of our own, in Flower's simulation runtime."""
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import json
@@ -15,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 from omegaconf import DictConfig
 
 from fedfusion.tracking import Terminal
@@ -32,6 +34,7 @@ PYPROJECT = """\
 [project]
 name = "fedfusion-run"
 version = "{fedfusion}"
+description = "One run of fedfusion."
 license = {{ file = "LICENSE" }}
 dependencies = ["flwr>=1.41,<2"]
 
@@ -55,6 +58,8 @@ class Flower:
     """Run under Flower: a SuperLink in simulation mode, `flwr run`, and stop it afterwards.
 
     Telemetry, update check and run-time dependency installation are off; nothing is written outside the run folder.
+    Flower's engine never replaces an actor that died, so a client that kills its process takes others with it there;
+    `inline` and `ray` lose only that client.
 
     Parameters
     ----------
@@ -66,6 +71,13 @@ class Flower:
 
     port: int = 39391
     actors: int = 2
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.port <= 65535 or self.actors < 1:
+            raise FedfusionError(
+                "federation.port must be between 1 and 65535 and federation.actors at least 1, "
+                f"got {self.port}, {self.actors}"
+            )
 
     def check(self) -> None:
         """Refuse to start where Ray is missing or the port is taken."""
@@ -86,7 +98,13 @@ class Flower:
         app = _app_folder(home, to_json(cfg))
         (home / "config.toml").write_text(f'[superlink.ours]\naddress = "127.0.0.1:{self.port}"\ninsecure = true\n')
         environment = (
-            os.environ | SWITCHES | {"FLWR_HOME": str(home), "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+            os.environ
+            | SWITCHES
+            | {
+                "FLWR_HOME": str(home),
+                "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+                "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path),
+            }
         )
         superlink = self._superlink(home, environment)
         try:
@@ -98,11 +116,7 @@ class Flower:
             command += ["--run-config", str(home / "run.toml"), "--federation-config", size]
             self._follow(command, environment, home.parent, experiment.rounds)
         finally:
-            superlink.terminate()
-            try:
-                superlink.wait(15)
-            except subprocess.TimeoutExpired:
-                superlink.kill()
+            _stop(superlink)
             shutil.rmtree(home, ignore_errors=True)
 
     def _superlink(self, home: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
@@ -132,13 +146,17 @@ class Flower:
     def _follow(self, command: list[str], environment: Mapping[str, str], run_dir: Path, rounds: int) -> None:
         """Run `flwr run`, its output going to run.log, and show the rounds as they reach metrics.jsonl."""
         metrics, log = run_dir / "metrics.jsonl", run_dir / "run.log"
+        results = run_dir / "results.json"
+        results.unlink(missing_ok=True)
+        said = log.stat().st_size if log.is_file() else 0
         terminal, seen = Terminal(), _lines(metrics)
         terminal.started([json.loads(line) for line in seen], rounds)
         with log.open("a") as file:
             process = subprocess.Popen(command, env=dict(environment), stdout=file, stderr=subprocess.STDOUT)
         try:
             while True:
-                ended = process.poll() is not None
+                # a client that hangs for good keeps Flower's engine from ending
+                ended = process.poll() is not None or results.is_file()
                 lines = _lines(metrics)
                 for line in lines[len(seen) :]:
                     terminal.finished(json.loads(line))
@@ -149,8 +167,8 @@ class Flower:
         finally:
             process.terminate()
             terminal.close()
-        if not (run_dir / "results.json").is_file():
-            errors = re.findall(r"fedfusion[.\w]*: (.+)", log.read_text())
+        if not results.is_file():
+            errors = re.findall(r"fedfusion[.\w]*: (.+)", log.read_text()[said:])
             raise RunFailed(f"the run under Flower ended without a result: {errors[-1] if errors else 'see'} ({log})")
 
 
@@ -163,6 +181,20 @@ def _app_folder(home: Path, config: str) -> Path:
     (app / "LICENSE").write_text("Apache-2.0\n")
     (home / "run.toml").write_text(f"config = {json.dumps(config)}\n")
     return app
+
+
+def _stop(superlink: subprocess.Popen[bytes]) -> None:
+    """End the SuperLink and all it has started: the simulation would train on without it."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        started = psutil.Process(superlink.pid).children(recursive=True)
+        for process in (superlink, *started):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.terminate()
+        _, alive = psutil.wait_procs(started, timeout=10)
+        for process in alive:
+            process.kill()
+    superlink.kill()
+    superlink.wait()
 
 
 def _tool(name: str) -> str:

@@ -57,7 +57,7 @@ class InlineGrid(VirtualGrid):
 
 @contextlib.contextmanager
 def _alarm(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError in the block after `seconds`; only the main thread of a Unix process can."""
+    """Raise Overdue in the block after `seconds`; only the main thread of a Unix process can."""
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
         yield
         return

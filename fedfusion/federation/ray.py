@@ -15,9 +15,10 @@ from flwr.clientapp import ClientApp
 from omegaconf import DictConfig
 
 from fedfusion.federation.grid import VirtualGrid
-from fedfusion.types import FedfusionError
+from fedfusion.types import FedfusionError, RunFailed
 
 CLIENT_APP = "fedfusion.apps:client_app"
+STARTUP_S = 300.0
 TRIES = 2  # a message whose actor dies is tried once more, on another actor
 
 
@@ -67,8 +68,16 @@ class Ray:
         started = not ray.is_initialized()
         if started:
             here: dict[str, Any] = {} if self.address else {"include_dashboard": False}
-            environment = {"env_vars": {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "RAY_DEDUP_LOGS": "0"}}
-            ray.init(self.address, log_to_driver=False, logging_level="ERROR", runtime_env=environment, **here)
+            environment = {
+                "env_vars": {"PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path), "RAY_DEDUP_LOGS": "0"}
+            }
+            try:
+                ray.init(self.address, log_to_driver=False, logging_level="ERROR", runtime_env=environment, **here)
+            except (ConnectionError, ValueError, RuntimeError) as error:
+                raise FedfusionError(
+                    f"federation.address={self.address}: Ray cannot be reached or started "
+                    f"({str(error).splitlines()[0]})"
+                ) from error
         try:
             self._fits(ray.cluster_resources())
             grid = RayGrid(CLIENT_APP, experiment.suite.num_clients, experiment.deadline_s, self)
@@ -127,7 +136,7 @@ class RayGrid(VirtualGrid):
         self.actor = ray.remote(num_cpus=pool.cpus, num_gpus=pool.gpus)(Worker)
         self.client_app_name = app
         self.idle: deque[Any] = deque(self.actor.remote(app) for _ in range(pool.actors))
-        ray.get([actor.ready.remote() for actor in self.idle])
+        self._ready(self.idle)
         self.running: dict[Any, tuple[Message, Any, float]] = {}
         self.tries: dict[str, int] = {}
 
@@ -146,16 +155,16 @@ class RayGrid(VirtualGrid):
         message, actor, _ = self.running.pop(reference)
         try:
             reply = self.ray.get(reference)
-        except self.ray.exceptions.RayActorError:
+        except self.ray.exceptions.RayTaskError as error:
+            self.idle.append(actor)
+            return self.failure(message, str(error))
+        except self.ray.exceptions.RayError:
             self._replace(actor)
             tries = self.tries[message.metadata.message_id] = self.tries.get(message.metadata.message_id, 1) + 1
             if tries > TRIES:
                 return self.failure(message, f"its process died {TRIES} times")
             self.waiting[message.metadata.message_id] = message
             return None
-        except self.ray.exceptions.RayTaskError as error:
-            self.idle.append(actor)
-            return self.failure(message, str(error))
         self.idle.append(actor)
         return reply
 
@@ -172,5 +181,14 @@ class RayGrid(VirtualGrid):
     def _replace(self, actor: Any) -> None:
         self.ray.kill(actor)
         fresh = self.actor.remote(self.client_app_name)
-        self.ray.get(fresh.ready.remote())  # its start-up is not the next client's delay
+        self._ready([fresh])  # its start-up is not the next client's delay
         self.idle.append(fresh)
+
+    def _ready(self, actors: Iterable[Any]) -> None:
+        try:
+            self.ray.get([actor.ready.remote() for actor in actors], timeout=STARTUP_S)
+        except self.ray.exceptions.RayError as error:
+            raise RunFailed(
+                f"an actor did not start within {STARTUP_S:g} s (is the Ray cluster busy? lower federation.actors): "
+                f"{str(error).strip().splitlines()[0]}"
+            ) from error

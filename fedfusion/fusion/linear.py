@@ -25,7 +25,7 @@ class TaskArithmetic:
     coefficient: float = 0.3
 
     def __post_init__(self) -> None:
-        if self.coefficient < 0:
+        if not self.coefficient >= 0:
             raise FedfusionError(f"fusion.coefficient must be at least 0, got {self.coefficient}")
 
     def __call__(self, task_vectors: Tensor, layout: Layout) -> Tensor:

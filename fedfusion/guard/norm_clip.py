@@ -16,8 +16,8 @@ class NormClip:
 
     The norm of an upload is that of the change it makes to the product,
     :math:`\lVert (B+\Delta B)(A+\Delta A) - BA \rVert_F` over all modules: factors may be rescaled without
-    changing anything, products may not. An upload above the median is multiplied by the largest `t < 1` that
-    brings its change down to the median (the lower one, where their number is even).
+    changing anything, products may not. An upload above the median is multiplied by a `t < 1` that
+    brings its change down to the median of the uploads that are not zero (the lower one, where their number is even).
 
     Parameters
     ----------
@@ -35,8 +35,10 @@ class NormClip:
     refuse: float = 100.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.clip < self.refuse:
-            raise FedfusionError(f"guard.clip must be positive and below guard.refuse, got {self.clip}, {self.refuse}")
+        if not 0 < self.clip <= self.refuse:
+            raise FedfusionError(
+                f"guard.clip must be positive and at most guard.refuse, got {self.clip}, {self.refuse}"
+            )
 
     def __call__(self, updates: Updates) -> tuple[Updates, GuardReport]:
         """Return the rows of `updates` that are believed, and what was done to the others."""
@@ -50,12 +52,12 @@ class NormClip:
         # c_4 t^4 + c_3 t^3 + c_2 t^2 is the squared norm of the change that t times the upload makes
         c2, c3, c4 = change_coefficients(updates.layout, updates.start, updates.vectors).unbind(1)
         norms = (c2 + c3 + c4).clamp_min(0).sqrt()
-        representable = norms < LARGEST
-        median = norms[representable].median() if representable.any() else torch.tensor(0.0)
-        wild = ~representable | (norms > self.refuse * median)
+        speaking = norms[(norms > 0) & (norms < LARGEST)]
+        median = speaking.median() if len(speaking) else norms.new_tensor(0.0)
+        wild = (norms >= LARGEST) | (norms > self.refuse * median)
         for i in torch.nonzero(wild)[:, 0].tolist():
             refused[updates.clients[i]] = f"sent a norm of {norms[i]:.3g}, the median is {median:.3g}"
-        target = self.clip * median
+        target = self.clip * median if median > 0 else norms.new_tensor(0.0)
         low, high = torch.zeros_like(norms), torch.ones_like(norms)
         for _ in range(60):
             middle = (low + high) / 2

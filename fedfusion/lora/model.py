@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from huggingface_hub import try_to_load_from_cache
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModel
 
@@ -75,7 +75,10 @@ class Model:
 
 @lru_cache(maxsize=1)
 def _base(location: str, load: str) -> nn.Module:
-    base = AutoModel.from_pretrained(location, dtype=torch.float32, **json.loads(load))
+    try:
+        base = AutoModel.from_pretrained(location, dtype=torch.float32, **json.loads(load))
+    except (OSError, ValueError, TypeError) as error:
+        raise FedfusionError(f"model.path: cannot load '{location}' ({str(error).splitlines()[0]})") from error
     return base.requires_grad_(False)
 
 
@@ -104,7 +107,10 @@ class LoraModel:
             )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of(seed, "lora"))
-            self.module: PeftModel = get_peft_model(copy.deepcopy(base, shared), config)
+            try:
+                self.module: PeftModel = get_peft_model(copy.deepcopy(base, shared), config)
+            except ValueError as error:
+                raise FedfusionError(f"model.lora: peft refuses it ({str(error).splitlines()[0]})") from error
         self.parameters = {n.replace(".default", ""): p for n, p in self.module.named_parameters() if p.requires_grad}
         self.layout = _layout(self.module, self.parameters)
         self.flat = nn.Parameter(torch.cat([p.detach().reshape(-1) for p in self.parameters.values()]))
@@ -165,6 +171,3 @@ def _layout(module: PeftModel, parameters: Mapping[str, Tensor]) -> Layout:
             "(drop modules_to_save, bias, use_dora and the like from model.lora)"
         )
     return Layout(names, tuple(tuple(p.shape) for p in parameters.values()), pairs)
-
-
-__all__ = ["LoraModel", "Model", "save_file"]

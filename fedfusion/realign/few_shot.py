@@ -32,6 +32,8 @@ class FewShot:
     batch_size: int = 64
 
     def __post_init__(self) -> None:
+        if not self.lr > 0:
+            raise FedfusionError(f"realign.lr must be positive, got {self.lr}")
         if self.steps < 0 or self.batch_size < 1:
             raise FedfusionError(
                 "realign.steps must be at least 0 and realign.batch_size at least 1, "

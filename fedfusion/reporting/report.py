@@ -77,7 +77,7 @@ def notes(results: Mapping[str, Any]) -> list[str]:
         said += [f"  round {r['round']}, client {c}: {why}" for r in rounds for c, why in r["dropped"].items()]
     if last["discarded_energy"] >= 0.001:
         said.append(
-            f"the fused rank discards up to {last['discarded_energy']:.1%} of a layer's energy (raise fused_rank)"
+            f"the fused rank discards up to {last['discarded_energy']:.1%} of a layer's energy (see fused_rank)"
         )
     return said
 

@@ -130,20 +130,13 @@ class Nodes:
             if reply.has_error():
                 dropped |= dict.fromkeys(mine, reason_of(reply))
                 continue
-            facts = reply.content.config_records["config"]
-            failures = zip(_ints(facts["failed"]), _list(facts["reasons"]), strict=True)
-            dropped |= {client: reason for client, reason in failures if client in mine}
-            clients = [client for client in _ints(facts["clients"]) if client in mine]
-            vectors = reply.content.array_records["arrays"]["vectors"].numpy()
-            if vectors.shape != (len(clients), layout.dim) or vectors.dtype != np.float32:
-                wrong = f"sent {vectors.dtype} {vectors.shape}, expected float32 {(len(clients), layout.dim)}"
-                dropped |= dict.fromkeys(clients, wrong)
+            try:
+                found, failed = _read(reply, mine, layout)
+            except (KeyError, ValueError, TypeError, IndexError) as error:
+                dropped |= dict.fromkeys(mine, f"sent a malformed reply ({type(error).__name__}: {error})")
                 continue
-            metrics = reply.content.metric_records["metrics"]
-            for i, client in enumerate(clients):
-                own = {name: float(_list(column)[i]) for name, column in metrics.items()}
-                rows[client] = torch.from_numpy(vectors[i].copy()), own
-                del dropped[client]
+            rows |= found
+            dropped = {client: why for client, why in (dropped | failed).items() if client not in found}
         clients = sorted(rows)
         updates = Updates(
             layout=layout,
@@ -155,6 +148,27 @@ class Nodes:
             metrics=tuple(rows[c][1] for c in clients),
         )
         return updates, dropped
+
+
+def _read(
+    reply: Message, mine: Collection[int], layout: Layout
+) -> tuple[dict[int, tuple[Tensor, dict[str, float]]], dict[int, str]]:
+    """What a reply says of the clients `mine`: upload and metrics of those that trained, the reason of the others."""
+    facts, metrics = reply.content.config_records["config"], reply.content.metric_records["metrics"]
+    failures = zip(_ints(facts["failed"]), _list(facts["reasons"]), strict=True)
+    failed = {client: str(reason) for client, reason in failures if client in mine}
+    clients = [client for client in _ints(facts["clients"]) if client in mine]
+    vectors = reply.content.array_records["arrays"]["vectors"].numpy()
+    if vectors.shape != (len(clients), layout.dim) or vectors.dtype != np.float32:
+        wrong = f"sent {vectors.dtype} {vectors.shape}, expected float32 {(len(clients), layout.dim)}"
+        return {}, failed | dict.fromkeys(clients, wrong)
+    found = {}
+    for i, client in enumerate(clients):
+        own = {name: float(_list(column)[i]) for name, column in metrics.items()}
+        if not own["num_examples"] >= 1:
+            raise ValueError(f"num_examples is {own['num_examples']}")
+        found[client] = torch.from_numpy(vectors[i].copy()), own
+    return found, failed
 
 
 def arrays(**tensors: Tensor) -> ArrayRecord:

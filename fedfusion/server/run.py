@@ -1,11 +1,14 @@
 """One run of the server: from the resolved configuration to the files of the run folder."""
 
+import contextlib
+import fcntl
 import importlib.metadata
 import json
 import platform
 import resource
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from fedfusion.server.checkpoint import Checkpoints, write_atomically
 from fedfusion.server.evaluation import Evaluator, summary
 from fedfusion.server.strategy import RoundStrategy
 from fedfusion.tracking import Jsonl, Terminal
+from fedfusion.types import FedfusionError
 
 SCHEMA_VERSION = 1
 PACKAGES = ("fedfusion", "flwr", "torch", "peft", "transformers", "datasets", "flwr-datasets", "hydra-core", "ray")
@@ -35,6 +39,22 @@ def serve(grid: Grid, experiment_json: str) -> None:
     assert experiment.run_dir is not None
     run_dir = Path(experiment.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
+    with _alone(run_dir):
+        _serve(grid, experiment, experiment_json, run_dir, started)
+
+
+@contextlib.contextmanager
+def _alone(run_dir: Path) -> Iterator[None]:
+    """Hold the folder's lock, which ends with this process however it ends."""
+    with (run_dir / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise FedfusionError(f"another process is still writing to {run_dir} (wait for it, or end it)") from error
+        yield
+
+
+def _serve(grid: Grid, experiment: Experiment, experiment_json: str, run_dir: Path, started: float) -> None:
     torch.set_num_threads(experiment.client.threads)
     client_model = LoraModel(experiment.model, experiment.seed)
     fused_model = LoraModel(experiment.model, experiment.seed, rank=_fused_rank(experiment, client_model))
@@ -49,6 +69,7 @@ def serve(grid: Grid, experiment_json: str) -> None:
     )
     strategy.start(grid, ArrayRecord(), num_rounds=experiment.rounds, timeout=experiment.deadline_s)
     _save_adapters(run_dir, strategy, client_model)
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
     results = {
         "schema_version": SCHEMA_VERSION,
         "seed": experiment.seed,
@@ -60,16 +81,14 @@ def serve(grid: Grid, experiment_json: str) -> None:
             "platform": platform.platform(),
             "threads": torch.get_num_threads(),
         },
-        "wall_time_s": round(time.monotonic() - started, 2),
-        "peak_memory_mb": round(
-            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 2**20)
-        ),
+        "wall_time_s": round(strategy.state.seconds + time.monotonic() - started, 2),
+        "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6),
     }
     write_atomically(run_dir / "results.json", json.dumps(results, indent=1) + "\n")
 
 
 def _fused_rank(experiment: Experiment, model: LoraModel) -> int:
-    """The configured rank, or what holds every task's adapter without loss; never more than a full matrix has."""
+    """The configured rank, or number of tasks times rank of a client; never more than a full matrix has."""
     layout = model.layout
     full = max(min(layout.shapes[p.a][1], layout.shapes[p.b][0]) for p in layout.pairs)
     rank = max(layout.shapes[pair.a][0] for pair in layout.pairs)
@@ -84,7 +103,10 @@ def _save_adapters(run_dir: Path, strategy: RoundStrategy, client_model: LoraMod
     save_file(heads, run_dir / "adapter" / "heads.safetensors")
     for client, adapter in enumerate(strategy.state.adapters):
         if strategy.state.examples[client]:
-            client_model.save(run_dir / "personal" / f"client-{client:02d}", adapter)
+            folder, task = run_dir / "personal" / f"client-{client:02d}", strategy.suite.task_of(client)
+            client_model.save(folder, adapter)
+            save_file({task: heads[task]}, folder / "heads.safetensors")
+            (folder / "README.md").write_text(f"Adapter of client {client}, task {task}, as the server received it.\n")
 
 
 def _metrics(strategy: RoundStrategy) -> dict[str, Any]:

@@ -25,6 +25,8 @@ from fedfusion.server.nodes import Nodes, arrays
 from fedfusion.tracking import Tracker
 from fedfusion.types import FedfusionError, Layout, RunFailed, Updates
 
+STARTUP_S = 600.0  # nodes have this long to appear, however short the deadline of a client
+
 
 @dataclass
 class State:
@@ -40,6 +42,10 @@ class State:
         Multi-task adapters of the fused rank: fused, then repaired; the same repair without task vectors.
     history
         One record per finished round.
+    single_task
+        Last score of each task's own adapters.
+    seconds
+        What earlier calls of a resumed run have taken.
     reference
         Scores that no round changes: of the base, and of the control.
     """
@@ -51,6 +57,8 @@ class State:
     control: Tensor
     reference: dict[str, Scores]
     history: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+    single_task: Scores = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -99,12 +107,11 @@ class RoundStrategy(Strategy):
         self.trackers = trackers
         self.checkpoints = checkpoints
         self.suite = experiment.suite
+        self.started = time.monotonic()
         self.nodes = Nodes(experiment_json, {})
         drawn = torch.randperm(self.suite.num_clients, generator=self._rng("byzantine"))
         self.byzantine = tuple(sorted(drawn[: experiment.attack.f].tolist()))
         self.state = self._resumed() or self._fresh()
-
-    # -- the round ---------------------------------------------------------------------------------------------
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord, MetricRecord]:
         """One round of the server, from the replies of the clients to the realigned multi-task adapter."""
@@ -119,7 +126,8 @@ class RoundStrategy(Strategy):
 
         intact = trained.keep([i for i, client in enumerate(trained.clients) if client not in guarded.refused])
         clean = self._merge(intact)
-        state.adapters, state.examples = self._couple(*self._merge(believed), believed.clients)
+        state.adapters, state.examples = self._merge(believed)
+        state.adapters = self._couple(state.adapters, believed.clients)
         fused_clean = self._fuse(*clean).adapter
         fused = self._fuse(state.adapters, state.examples)
         state.fused = fused.adapter
@@ -127,8 +135,9 @@ class RoundStrategy(Strategy):
             fused.adapter, fused.task_vectors, self.evaluator.probe(), self._rng("realign", server_round)
         )
 
+        state.single_task |= self._single_task(intact)
         scores = {
-            "single_task": self._single_task(intact),
+            "single_task": state.single_task,
             "fused_clean": self.evaluator(fused_clean),
             "fused_received": self.evaluator(state.fused),
             "realigned": self.evaluator(state.realigned),
@@ -160,12 +169,12 @@ class RoundStrategy(Strategy):
         examples[rows] = torch.tensor(updates.num_examples, dtype=torch.long)
         return adapters, examples
 
-    def _couple(self, adapters: Tensor, examples: Tensor, clients: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def _couple(self, adapters: Tensor, clients: Sequence[int]) -> Tensor:
         """Pull the personal adapters of this round's clients towards each other, all pairs alike."""
         rows = torch.tensor(clients, dtype=torch.long)
         adjacency = torch.ones(len(rows), len(rows)) - torch.eye(len(rows))
         adapters[rows] = self.experiment.coupling(adapters[rows], adjacency)
-        return adapters, examples
+        return adapters
 
     def _fuse(self, adapters: Tensor, examples: Tensor) -> "Fused":
         """Aggregate within each task and fuse across tasks, on products."""
@@ -182,8 +191,6 @@ class RoundStrategy(Strategy):
         adapter, discarded = core.to_adapter(self.experiment.fusion(stacked, core.layout), self.evaluator.model.layout)
         return Fused(adapter, stacked, max(discarded.values()))
 
-    # -- messages ----------------------------------------------------------------------------------------------
-
     def start(
         self,
         grid: Grid,
@@ -195,12 +202,12 @@ class RoundStrategy(Strategy):
         evaluate_fn: Any = None,
     ) -> Result:
         """Run the rounds that are not done yet: exchange, aggregate, checkpoint, report."""
-        started = time.monotonic()
         for tracker in self.trackers:
             tracker.started(self.state.history, num_rounds)
+        self.summary()
         result = Result()
         try:
-            self.nodes = Nodes.meet(grid, self.experiment_json, self.suite.num_clients, timeout)
+            self.nodes = Nodes.meet(grid, self.experiment_json, self.suite.num_clients, max(timeout, STARTUP_S))
             for server_round in range(len(self.state.history) + 1, num_rounds + 1):
                 messages = list(self.configure_train(server_round, ArrayRecord(), ConfigRecord(), grid))
                 report = partial(self._report, server_round)
@@ -213,7 +220,6 @@ class RoundStrategy(Strategy):
         finally:
             for tracker in self.trackers:
                 tracker.close()
-        log(INFO, "%d rounds in %.1f s", num_rounds, time.monotonic() - started)
         return result
 
     def configure_train(
@@ -266,8 +272,6 @@ class RoundStrategy(Strategy):
                 scores[task] = {name: _mean([m[name] for m in own]) for name in ("accuracy", "loss")}
         return scores
 
-    # -- state -------------------------------------------------------------------------------------------------
-
     def _rng(self, stage: str, *labels: int) -> torch.Generator:
         return generator(self.experiment.seed, stage, *labels)
 
@@ -293,13 +297,22 @@ class RoundStrategy(Strategy):
                 f"{self.checkpoints.latest()}: the layout of its adapters differs: {difference} "
                 "(model.path and model.lora must be those of the run)"
             )
-        return State(**tensors, reference=facts["reference"], history=facts["history"])
+        kept = {name: facts[name] for name in ("reference", "history", "single_task", "seconds")}
+        stored_state: dict[str, Any] = {**tensors, **kept}
+        return State(**stored_state)
 
     def _save(self, server_round: int) -> None:
         state = self.state
         tensors = {name: getattr(state, name) for name in ("adapters", "examples", "fused", "realigned", "control")}
         layout = {"names": self.layout.names, "shapes": self.layout.shapes}
-        facts = {**layout, "reference": state.reference, "history": state.history}
+        seconds = state.seconds + time.monotonic() - self.started
+        facts = {
+            **layout,
+            "reference": state.reference,
+            "history": state.history,
+            "single_task": state.single_task,
+            "seconds": seconds,
+        }
         self.checkpoints.save(server_round, tensors, facts)
 
 

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -27,7 +29,7 @@ def test_long_uploads_are_cut_to_the_median_of_the_product_norm(updates):
 
 
 def test_an_infinite_clip_changes_nothing(updates):
-    clipped, report = NormClip(clip=1e6, refuse=1e7)(updates)
+    clipped, report = NormClip(clip=math.inf, refuse=math.inf)(updates)
     assert torch.equal(clipped.vectors, updates.vectors) and report.clipped == ()
 
 
@@ -47,6 +49,13 @@ def test_what_cannot_be_an_upload_is_refused_and_named(updates, value):
 def test_nothing_believable_is_no_error(updates, value):
     believed, report = NormClip()(updates.with_vectors(torch.full_like(updates.vectors, value)))
     assert len(believed) == 0 and sorted(report.refused) == list(range(6))
+
+
+def test_silent_clients_do_not_silence_the_others(updates):
+    vectors = updates.vectors.clone()
+    vectors[:4] = 0
+    believed, report = NormClip()(updates.with_vectors(vectors))
+    assert len(believed) == 6 and not report.refused and believed.vectors[5].any()
 
 
 def test_one_honest_upload_among_two_sets_the_median(updates):

@@ -61,6 +61,16 @@ def test_whoever_does_not_answer_well_is_named():
     }
 
 
+@pytest.mark.parametrize("num_examples", [0.0, float("nan")])
+def test_a_malformed_reply_drops_its_client_only(num_examples):
+    empty = Message(RecordDict(), reply_to=Message(RecordDict(), 8, "train"))
+    odd = reply(9, 2, np.ones((1, 4), np.float32))
+    odd.content.metric_records["metrics"]["num_examples"] = [num_examples]
+    updates, dropped = collect([reply(7, 0, np.ones((1, 4), np.float32)), empty, odd])
+    assert updates.clients == (0,) and list(dropped) == [1, 2]
+    assert all(reason.startswith("sent a malformed reply") for reason in dropped.values())
+
+
 def test_a_node_cannot_speak_for_the_clients_of_another():
     updates, dropped = collect([reply(7, 1, np.ones((1, 4), np.float32))])
     assert len(updates) == 0 and set(dropped) == {0, 1, 2}
