@@ -4,8 +4,12 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL
 
 import pytest
 import torch
+from hypothesis import settings
 
 from fedfusion.types import Layout, Pair, Updates
+
+settings.register_profile("fedfusion", deadline=None, derandomize=True)  # a slow first call is no failure
+settings.load_profile("fedfusion")
 
 
 @pytest.fixture(autouse=True)

@@ -36,7 +36,7 @@ def test_rescaled_factors_have_the_same_products(layout, rng):
 
 
 @given(st.floats(0.0, 1.5))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_change_of_a_scaled_upload(t):
     rng = torch.Generator().manual_seed(3)
     layout = Layout(("A", "B"), ((2, 5), (7, 2)), (Pair("x", 0, 1, 0.5),))
@@ -55,7 +55,7 @@ def test_stack_adds_products_of_any_rank(rng):
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 12), st.integers(1, 9))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_truncation_is_the_best_of_its_rank(m, n, inner, rank):
     rng = torch.Generator().manual_seed(m + 10 * n + 100 * inner)
     b, a = torch.randn(m, inner, generator=rng), torch.randn(inner, n, generator=rng)
