@@ -15,7 +15,8 @@ LOAD = {"add_pooling_layer": False}
 def folder(tmp_path_factory):
     """A picoscopic vision transformer with random weights."""
     torch.manual_seed(0)
-    tiny = ViTConfig(image_size=8, patch_size=4, num_channels=1, hidden_size=8, intermediate_size=12, num_hidden_layers=2, num_attention_heads=2)  # fmt: skip # noqa: E501
+    sizes = {"image_size": 8, "patch_size": 4, "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2}
+    tiny = ViTConfig(**sizes, num_channels=1, num_attention_heads=2)
     path = tmp_path_factory.mktemp("tiny")
     ViTModel(tiny, add_pooling_layer=False).save_pretrained(path)
     return path
