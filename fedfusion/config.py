@@ -121,11 +121,11 @@ def resolve(overrides: Sequence[str]) -> DictConfig:
     options = groups()
     choices = [o for o in parsed if o.key_or_group in options]
     values = [o for o in parsed if o.key_or_group not in options]
-    errors += [e for o in choices for e in check_option(o, options[o.key_or_group])]
-    chosen = [o for o in choices if not check_option(o, options[o.key_or_group])]
-    skeleton = _compose(chosen)
-    errors += [e for o in values for e in check_key(o, skeleton, options)]
-    cfg = _compose([*chosen, *(o for o in values if not check_key(o, skeleton, options))])
+    checked = [(o, check_option(o, options[o.key_or_group])) for o in choices]
+    skeleton = _compose([o for o, wrong in checked if not wrong])
+    checked += [(o, check_key(o, skeleton, options)) for o in values]
+    errors += [error for _, wrong in checked for error in wrong]
+    cfg = _compose([o for o, wrong in checked if not wrong])
     unfit = check_values(cfg, Experiment)
     if not unfit:
         try:

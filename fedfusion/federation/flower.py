@@ -19,6 +19,7 @@ from pathlib import Path
 import psutil
 from omegaconf import DictConfig
 
+from fedfusion.federation.grid import python_path
 from fedfusion.tracking import Terminal
 from fedfusion.types import FedfusionError, RunFailed
 
@@ -103,7 +104,7 @@ class Flower:
             | {
                 "FLWR_HOME": str(home),
                 "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
-                "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path),
+                "PYTHONPATH": python_path(),
             }
         )
         superlink = self._superlink(home, environment)

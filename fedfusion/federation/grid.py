@@ -1,5 +1,7 @@
 """A Flower grid whose nodes are virtual; who handles their messages is left to the subclasses."""
 
+import os
+import sys
 import uuid
 from collections.abc import Iterable
 
@@ -9,6 +11,11 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 CLIENT_RAISED = 2  # flwr.common.constant.ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+
+
+def python_path() -> str:
+    """The import path of this process, for those that it starts."""
+    return os.pathsep.join(entry or os.getcwd() for entry in sys.path)
 
 
 class VirtualGrid(Grid):

@@ -3,7 +3,6 @@
 import importlib
 import importlib.util
 import os
-import sys
 import time
 from collections import deque
 from collections.abc import Iterable
@@ -14,7 +13,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from omegaconf import DictConfig
 
-from fedfusion.federation.grid import VirtualGrid
+from fedfusion.federation.grid import VirtualGrid, python_path
 from fedfusion.types import FedfusionError, RunFailed
 
 CLIENT_APP = "fedfusion.apps:client_app"
@@ -68,9 +67,7 @@ class Ray:
         started = not ray.is_initialized()
         if started:
             here: dict[str, Any] = {} if self.address else {"include_dashboard": False}
-            environment = {
-                "env_vars": {"PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path), "RAY_DEDUP_LOGS": "0"}
-            }
+            environment = {"env_vars": {"PYTHONPATH": python_path(), "RAY_DEDUP_LOGS": "0"}}
             try:
                 ray.init(self.address, log_to_driver=False, logging_level="ERROR", runtime_env=environment, **here)
             except (ConnectionError, ValueError, RuntimeError) as error:

@@ -111,12 +111,16 @@ class LoraModel:
                 self.module: PeftModel = get_peft_model(copy.deepcopy(base, shared), config)
             except ValueError as error:
                 raise FedfusionError(f"model.lora: peft refuses it ({str(error).splitlines()[0]})") from error
-        self.parameters = {n.replace(".default", ""): p for n, p in self.module.named_parameters() if p.requires_grad}
-        self.layout = _layout(self.module, self.parameters)
-        self.flat = nn.Parameter(torch.cat([p.detach().reshape(-1) for p in self.parameters.values()]))
+        trained = {n: p for n, p in self.module.named_parameters() if p.requires_grad}
+        self.entries = {
+            name: name.replace(".default", "") for name in trained
+        }  # peft's name in the module, and on disk
+        parameters = {self.entries[name]: parameter for name, parameter in trained.items()}
+        self.layout = _layout(self.module, parameters)
+        self.flat = nn.Parameter(torch.cat([p.detach().reshape(-1) for p in parameters.values()]))
         self.flat.grad = self.gradient = torch.zeros_like(self.flat)
         weights, gradients = self.layout.unflatten(self.flat.data), self.layout.unflatten(self.gradient)
-        for name, parameter in self.parameters.items():
+        for name, parameter in parameters.items():
             parameter.data, parameter.grad = weights[name], gradients[name]
 
     def read(self) -> Tensor:
@@ -131,10 +135,9 @@ class LoraModel:
         """First-token features `[n, h]`, under the model's own adapter or as a function of `adapter [d]`."""
         if adapter is None:
             return self.module(**inputs).last_hidden_state[:, 0]
-        names = {n: n.replace(".default", "") for n, p in self.module.named_parameters() if p.requires_grad}
         state = self.layout.unflatten(adapter)
         output = torch.func.functional_call(
-            self.module, {n: state[key] for n, key in names.items()}, kwargs=dict(inputs)
+            self.module, {n: state[key] for n, key in self.entries.items()}, kwargs=dict(inputs)
         )
         return output.last_hidden_state[:, 0]
 

@@ -38,8 +38,8 @@ class State:
         Each client's personal adapter as the server knows it.
     examples : [num_clients]
         Training examples behind it; zero until a first upload has been believed.
-    fused, realigned, control : [d']
-        Multi-task adapters of the fused rank: fused, then repaired; the same repair without task vectors.
+    fused, realigned : [d']
+        Multi-task adapters of the fused rank: fused, then repaired.
     history
         One record per finished round.
     single_task
@@ -54,7 +54,6 @@ class State:
     examples: Tensor
     fused: Tensor
     realigned: Tensor
-    control: Tensor
     reference: dict[str, Scores]
     history: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
@@ -283,7 +282,7 @@ class RoundStrategy(Strategy):
         n = self.suite.num_clients
         reference = {"base": self.evaluator(base), "control": self.evaluator(control)}
         adapters = self.initial.repeat(n, 1)
-        return State(adapters, torch.zeros(n, dtype=torch.long), base, base, control, reference)
+        return State(adapters, torch.zeros(n, dtype=torch.long), base, base, reference)
 
     def _resumed(self) -> State | None:
         """The state of the last checkpoint, if there is one."""
@@ -297,13 +296,12 @@ class RoundStrategy(Strategy):
                 f"{self.checkpoints.latest()}: the layout of its adapters differs: {difference} "
                 "(model.path and model.lora must be those of the run)"
             )
-        kept = {name: facts[name] for name in ("reference", "history", "single_task", "seconds")}
-        stored_state: dict[str, Any] = {**tensors, **kept}
-        return State(**stored_state)
+        kept: dict[str, Any] = {name: facts[name] for name in ("reference", "history", "single_task", "seconds")}
+        return State(**(kept | tensors))
 
     def _save(self, server_round: int) -> None:
         state = self.state
-        tensors = {name: getattr(state, name) for name in ("adapters", "examples", "fused", "realigned", "control")}
+        tensors = {name: getattr(state, name) for name in ("adapters", "examples", "fused", "realigned")}
         layout = {"names": self.layout.names, "shapes": self.layout.shapes}
         seconds = state.seconds + time.monotonic() - self.started
         facts = {
