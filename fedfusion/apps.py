@@ -5,6 +5,7 @@ every message. Clients read nothing else, so a laptop, a Ray cluster and a devic
 """
 
 import logging
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -14,11 +15,11 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from fedfusion.client.train import evaluate
+from fedfusion.client.train import Job, evaluate
 from fedfusion.config import Experiment, build, fresh_run_dir, resolve, to_json
 from fedfusion.lora.model import LoraModel
 from fedfusion.server.run import serve
-from fedfusion.tasks.heads import PrototypeHead
+from fedfusion.tasks.heads import Head, LanguageHead, PrototypeHead
 
 client_app = ClientApp()
 server_app = ServerApp()
@@ -37,49 +38,81 @@ def main(grid: Grid, context: Context) -> None:
 
 @client_app.query()
 def hosted(message: Message, context: Context) -> Message:
-    """Say which clients live on this node: the `p`-th of `P` equal parts of the sorted client ids."""
+    """Say which clients live on this node: all in simulation, else the `p`-th of `P` parts of the sorted ids."""
     experiment, _ = _workplace(_config(message))
-    part, parts = int(context.node_config["partition-id"]), int(context.node_config["num-partitions"])
-    clients = np.array_split(np.arange(experiment.suite.num_clients), parts)[part]
+    clients = np.arange(experiment.suite.num_clients)
+    if not experiment.federation.simulated:
+        part, parts = int(context.node_config["partition-id"]), int(context.node_config["num-partitions"])
+        clients = np.array_split(clients, parts)[part]
     return Message(RecordDict({"config": ConfigRecord({"clients": clients.tolist()})}), reply_to=message)
 
 
 @client_app.train()
 def train(message: Message, context: Context) -> Message:
-    """Train the clients named in the message, one adapter each; one that raises is reported, not fatal."""
+    """Train the clients named in the message together; if it cannot be done, the server asks for each by itself."""
     experiment, model = _workplace(_config(message))
-    facts, arrays = message.content.config_records["config"], message.content.array_records["arrays"]
-    server_round, starts = int(str(facts["round"])), torch.from_numpy(arrays["start"].numpy().copy())
-    trained: list[int] = []
-    vectors: list[np.ndarray] = []
-    failed: dict[int, str] = {}
+    facts, tensors = _content(message)
+    own = {client: experiment.suite.tasks.index(experiment.suite.task_of(client)) for client in _ids(facts)}
     metrics: dict[str, Any] = {name: [] for name in ("num_examples", "train_loss", "accuracy", "loss")}
-    for client, start in zip(_ids(facts), starts, strict=True):
-        task = experiment.suite.task_of(client)
-        head = PrototypeHead.from_tensor(torch.from_numpy(arrays[f"head.{task}"].numpy().copy()))
-        try:
-            data = experiment.suite.train(client, experiment.seed)
-            update, loss = experiment.client(
-                model, start, data, head, seed=experiment.seed, server_round=server_round, client=client
-            )
-            accuracy, test_loss = evaluate(model, model.read(), experiment.suite.test(task), head)
-        except Exception as error:
-            logging.getLogger("fedfusion").exception("client %d", client)
-            failed[client] = f"{type(error).__name__}: {error}"
-            continue
-        trained.append(client)
-        vectors.append(update.numpy())
-        for name, value in zip(metrics, (len(data), loss, accuracy, test_loss), strict=True):
-            metrics[name].append(float(value))
-    stacked = np.stack(vectors) if vectors else np.zeros((0, model.layout.dim), np.float32)
+    arrays: dict[str, np.ndarray] = {"vectors": np.zeros((0, model.layout.dim), np.float32)}
+    failed: dict[int, str] = {}
+    try:
+        jobs = [
+            Job(client, start, experiment.suite.train(client, experiment.seed), _head(experiment, model, tensors, client))
+            for client, start in zip(_ids(facts), tensors["start"], strict=True)
+        ]
+        trained = experiment.client(
+            model,
+            jobs,
+            seed=experiment.seed,
+            server_round=int(str(facts["round"])),
+            tasks=tensors.get("tasks"),
+            own=own,
+        )
+        arrays["vectors"] = np.stack([result.update.numpy() for result in trained])
+        for job, result in zip(jobs, trained, strict=True):
+            test = experiment.suite.test(experiment.suite.task_of(job.client))
+            score = evaluate(model, job.start + result.update, test, result.head)
+            if experiment.client.train_head and isinstance(result.head, PrototypeHead):
+                arrays[f"head.{job.client}"] = result.head.to_tensor().numpy()
+            values = (len(job.data), result.loss, score["accuracy"], score["loss"])
+            for name, value in zip(metrics, values, strict=True):
+                metrics[name].append(float(value))
+    except Exception as error:
+        logging.getLogger("fedfusion").exception("clients %s", _ids(facts))
+        failed = dict.fromkeys(_ids(facts), f"{type(error).__name__}: {error}")
+        arrays = {"vectors": np.zeros((0, model.layout.dim), np.float32)}
+        metrics = {name: [] for name in metrics}
     content = RecordDict(
         {
-            "arrays": ArrayRecord({"vectors": Array(stacked)}),
+            "arrays": ArrayRecord({name: Array(array) for name, array in arrays.items()}),
             "metrics": MetricRecord(metrics),
-            "config": ConfigRecord({"clients": trained, "failed": list(failed), "reasons": list(failed.values())}),
+            "config": ConfigRecord(
+                {
+                    "clients": [client for client in _ids(facts) if client not in failed],
+                    "failed": list(failed),
+                    "reasons": list(failed.values()),
+                }
+            ),
         }
     )
     return Message(content, reply_to=message)
+
+
+@client_app.evaluate()
+def measure(message: Message, context: Context) -> Message:
+    """Measure the personal adapter of each client named in the message, and the shared one, on its own test data."""
+    experiment, model = _workplace(_config(message))
+    facts, tensors = _content(message)
+    rank = int(str(facts["rank"]))
+    metrics: dict[str, Any] = {name: [] for name in ("accuracy", "loss", "shared_accuracy", "shared_loss")}
+    for client, personal in zip(_ids(facts), tensors["start"], strict=True):
+        head, test = _head(experiment, model, tensors, client), experiment.suite.test(experiment.suite.task_of(client))
+        own = evaluate(model, personal, test, head)
+        shared = evaluate(_fused_model(_config(message), rank), tensors["shared"], test, head)
+        for name, value in zip(metrics, (*own.values(), *shared.values()), strict=True):
+            metrics[name].append(value)
+    return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
 
 
 @lru_cache(maxsize=1)
@@ -87,7 +120,26 @@ def _workplace(experiment_json: str) -> tuple[Experiment, LoraModel]:
     """The experiment and the base model with its adapter, kept warm between messages."""
     experiment = build(experiment_json)
     torch.set_num_threads(experiment.client.threads)
-    return experiment, LoraModel(experiment.model, experiment.seed)
+    return experiment, LoraModel(experiment.model, experiment.seed, engine=experiment.client.engine)
+
+
+@lru_cache(maxsize=1)
+def _fused_model(experiment_json: str, rank: int) -> LoraModel:
+    """The same base with an adapter of the fused rank."""
+    experiment, _ = _workplace(experiment_json)
+    return LoraModel(experiment.model, experiment.seed, rank, experiment.client.engine)
+
+
+def _head(experiment: Experiment, model: LoraModel, tensors: Mapping[str, torch.Tensor], client: int) -> Head:
+    """The head of the client's task: as sent, or the output embeddings of a language model."""
+    sent = tensors.get(f"head.{experiment.suite.task_of(client)}")
+    return LanguageHead(model.output) if sent is None else PrototypeHead.from_tensor(sent)
+
+
+def _content(message: Message) -> tuple[ConfigRecord, dict[str, torch.Tensor]]:
+    arrays = message.content.array_records["arrays"]
+    tensors = {name: torch.from_numpy(array.numpy().copy()) for name, array in arrays.items()}
+    return message.content.config_records["config"], tensors
 
 
 def _config(message: Message) -> str:

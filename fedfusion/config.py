@@ -5,8 +5,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol, runtime_checkable
 
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -16,22 +17,37 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from fedfusion.lora.model import locate
+from fedfusion.rng import generator
 from fedfusion.types import (
     Aggregator,
     Attack,
     Channel,
+    Clients,
     Coupling,
     FedfusionError,
     Fusion,
     Guard,
+    Layout,
     Realigner,
+    ServerOptimizer,
     TaskSuite,
 )
 from fedfusion.validation import ConfigErrors, check_key, check_option, check_values, first_line, flat
 
 CONF = next(p for p in (Path(__file__).parent / "conf", Path(__file__).parent.parent / "conf") if p.is_dir())
 # what --resume may change without changing what is computed in the rounds that are already done
+PATHS = ("model.path", "suite.root", "coupling.adjacency.path")
+CHECKED_ROUNDS = 20  # draws of clients for which the stability of a coupling is checked before the run
 RESUMABLE = frozenset({"rounds", "federation", "run_dir", "deadline_s", "min_clients"})
+
+
+@runtime_checkable
+class CheckedSuite(Protocol):
+    """A suite that can say what is wrong with its data without a model."""
+
+    def check(self) -> None:
+        """Raise a FedfusionError that says what is wrong."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +66,8 @@ class Experiment:
         A round with fewer believed uploads ends the run; the last checkpoint is kept.
     deadline_s
         Seconds after which a client that has not answered is dropped from the round.
+    evaluation
+        Who measures personal adapters: the `server`, or the `clients`, which measure the realigned one too.
     fused_rank
         LoRA rank of the fused adapter; null is the number of tasks times `model.lora.r`.
     run_dir
@@ -61,6 +79,7 @@ class Experiment:
     fraction: float
     min_clients: int
     deadline_s: float
+    evaluation: Literal["server", "clients"]
     fused_rank: int | None
     run_dir: str | None
     model: Any
@@ -70,6 +89,7 @@ class Experiment:
     channel: Channel
     guard: Guard
     coupling: Coupling
+    server_optimizer: ServerOptimizer
     aggregator: Aggregator
     fusion: Fusion
     realign: Realigner
@@ -91,6 +111,36 @@ class Experiment:
         }
         if violated := [sentence for sentence, holds in checks.items() if not holds]:
             raise FedfusionError("\n".join(violated))
+
+    def chosen(self, server_round: int) -> set[int]:
+        """The clients of a round, drawn by its name."""
+        n = self.suite.num_clients
+        order = torch.randperm(n, generator=generator(self.seed, "sample", server_round))
+        return set(order[: max(1, round(self.fraction * n))].tolist())
+
+    def clients(self, layout: Layout) -> Clients:
+        """All clients, and how their tasks are related."""
+        tasks = tuple(self.suite.task_of(client) for client in range(self.suite.num_clients))
+        related = {(t, o): self.suite.relation(t, o) for t in self.suite.tasks for o in self.suite.tasks}
+        relation = torch.tensor([[related[task, other] for other in tasks] for task in tasks])
+        return Clients(layout, tasks, relation)
+
+    def check(self) -> None:
+        """Refuse data that cannot be learnt from, and a coupling that diverges, before any model is loaded.
+
+        Raises
+        ------
+        FedfusionError
+            One sentence per problem.
+        """
+        if isinstance(self.suite, CheckedSuite):
+            self.suite.check()
+        clients = self.clients(Layout(("nothing",), ((1,),)))
+        adapters = torch.zeros(self.suite.num_clients, 1)
+        for server_round in range(1, 1 + (1 if self.fraction == 1 else min(self.rounds, CHECKED_ROUNDS))):
+            heard = torch.tensor(sorted(self.chosen(server_round)))
+            weights = torch.full((len(heard),), 1 / len(heard))
+            self.coupling(adapters, heard, weights, clients, generator(self.seed, "coupling", server_round))
 
 
 def groups() -> dict[str, list[str]]:
@@ -130,14 +180,13 @@ def resolve(overrides: Sequence[str]) -> DictConfig:
     if not unfit:
         try:
             experiment = build(cfg)
-            experiment.model.locate()
+            locate(experiment.model.path)
             experiment.federation.check()
+            experiment.check()
         except FedfusionError as error:
             unfit += str(error).splitlines()
     if errors or unfit:
         raise ConfigErrors([*errors, *unfit])
-    if Path(cfg.model.path).is_dir():  # processes of other grids have other working folders
-        cfg.model.path = str(Path(cfg.model.path).resolve())
     return cfg
 
 
@@ -214,6 +263,10 @@ def _compose(overrides: Sequence[Override]) -> DictConfig:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         try:
             cfg = compose("config", [str(o.input_line) for o in overrides])
+            for key in PATHS:  # processes of other grids have other working folders
+                path = OmegaConf.select(cfg, key)
+                if isinstance(path, str) and Path(path).exists():
+                    OmegaConf.update(cfg, key, str(Path(path).resolve()))
             OmegaConf.resolve(cfg)
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigErrors([first_line(error)]) from error

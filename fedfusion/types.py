@@ -164,7 +164,15 @@ class GuardReport:
 
 @dataclass(frozen=True)
 class Samples:
-    """Model inputs by argument name, each `[n, ...]`, and labels `[n]`."""
+    """Model inputs by argument name, each `[n, ...]`, and labels.
+
+    Attributes
+    ----------
+    inputs
+        Arguments of the model's forward. Text is padded on the right, as its `attention_mask [n, T]` says.
+    labels
+        Classes `[n]`, or the tokens `[n, T]` of a response, aligned with `input_ids`, and -100 everywhere else.
+    """
 
     inputs: Mapping[str, Tensor]
     labels: Tensor
@@ -175,6 +183,50 @@ class Samples:
     def take(self, index: Tensor) -> "Samples":
         """The samples at `index`."""
         return Samples({name: tensor[index] for name, tensor in self.inputs.items()}, self.labels[index])
+
+    @property
+    def lengths(self) -> Tensor | None:
+        """Number of tokens `[n]` of each sample, None where samples are not text."""
+        mask = self.inputs.get("attention_mask")
+        return None if mask is None else mask.sum(1)
+
+    def pad(self, length: int) -> "Samples":
+        """The same samples with `length` token columns: padding is cut off or added, tokens are not."""
+
+        def fit(tensor: Tensor, value: int) -> Tensor:
+            return torch.nn.functional.pad(tensor, (0, length - tensor.shape[1]), value=value)
+
+        inputs = {name: fit(tensor, 0) for name, tensor in self.inputs.items()}
+        return Samples(inputs, fit(self.labels, -100) if self.labels.dim() == 2 else self.labels)
+
+
+def concatenate(parts: Sequence[Samples]) -> Samples:
+    """Samples of several sets below each other, text padded to the longest of them."""
+    if parts[0].lengths is not None:
+        longest = max(part.inputs["attention_mask"].shape[1] for part in parts)
+        parts = [part.pad(longest) for part in parts]
+    inputs = {name: torch.cat([part.inputs[name] for part in parts]) for name in parts[0].inputs}
+    return Samples(inputs, torch.cat([part.labels for part in parts]))
+
+
+@dataclass(frozen=True)
+class Clients:
+    """All `N` clients, heard or not, as the server knows them.
+
+    Attributes
+    ----------
+    layout
+        How an adapter is laid out.
+    tasks
+        Task of each client.
+    relation : [N, N]
+        How related their tasks are by construction, in [0, 1]; one for the same task, and where nothing is known
+        of other tasks, zero for them.
+    """
+
+    layout: Layout
+    tasks: tuple[str, ...]
+    relation: Tensor
 
 
 class Attack(Protocol):
@@ -201,9 +253,30 @@ class Guard(Protocol):
 
 
 class Coupling(Protocol):
-    """Each client's next personal adapter, pulled towards its relatives (`vectors: [n, d]`, `adjacency: [n, n]`)."""
+    """Each client's next personal adapter, pulled towards its relatives or replaced by a common one."""
 
-    def __call__(self, vectors: Tensor, adjacency: Tensor) -> Tensor: ...
+    def __call__(
+        self, adapters: Tensor, heard: Tensor, weights: Tensor, clients: Clients, rng: torch.Generator
+    ) -> tuple[Tensor, Mapping[str, float]]:
+        """Next adapters `[N, d]` of all clients, and what there is to report of the step.
+
+        `adapters [N, d]` holds what this round's uploads say of the clients `heard [n]` and what the server knew
+        before of all others; `weights [n]` sum to one over those heard.
+        """
+        ...
+
+
+class ServerOptimizer(Protocol):
+    """What the server makes of the change of the personal adapters in one round."""
+
+    @property
+    def num_moments(self) -> int:
+        """How many tensors like the adapters it keeps from round to round."""
+        ...
+
+    def __call__(self, change: Tensor, moments: Tensor, server_round: int) -> tuple[Tensor, Tensor]:
+        """Step `[N, d]` and next moments `[num_moments, N, d]`, from `change [N, d]` and those before."""
+        ...
 
 
 class Aggregator(Protocol):
@@ -235,9 +308,20 @@ class Realigner(Protocol):
 
 
 class Regularizer(Protocol):
-    """The client's side of multi-task learning: a penalty on `params [d]` around what was broadcast."""
+    """The client's side of multi-task learning: a penalty on its adapter."""
 
-    def __call__(self, params: Tensor, anchor: Tensor, step: int) -> Tensor: ...
+    @property
+    def needs_tasks(self) -> bool:
+        """Whether the adapters of all tasks must be broadcast."""
+        ...
+
+    def __call__(self, params: Tensor, anchor: Tensor, tasks: Tensor, own: Tensor, layout: Layout) -> Tensor:
+        """Penalty `[K]` of the adapters `params [K, d]` of K clients.
+
+        `anchor [K, d]` is what was broadcast to each, `tasks [T, d]` the mean adapter of each task (`[0, d]` unless
+        `needs_tasks`), `own [K]` the row of `tasks` that is the client's own.
+        """
+        ...
 
 
 class TaskSuite(Protocol):
@@ -258,7 +342,11 @@ class TaskSuite(Protocol):
         ...
 
     def num_classes(self, task: str) -> int:
-        """Number of labels of a task."""
+        """Number of labels of a task; zero where the response is text."""
+        ...
+
+    def relation(self, task: str, other: str) -> float:
+        """How related two tasks are by construction, in [0, 1]; one for a task and itself, zero if unknown."""
         ...
 
     def train(self, client: int, seed: int) -> Samples:

@@ -1,8 +1,12 @@
 """No coupling."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+
+from fedfusion.types import Clients
 
 
 @dataclass(frozen=True)
@@ -15,6 +19,8 @@ class Isolated:
     Networking Letters 2025, https://doi.org/10.1109/LNET.2025.3539810
     """
 
-    def __call__(self, vectors: Tensor, adjacency: Tensor) -> Tensor:
-        """Return `vectors [n, d]` unchanged."""
-        return vectors
+    def __call__(
+        self, adapters: Tensor, heard: Tensor, weights: Tensor, clients: Clients, rng: torch.Generator
+    ) -> tuple[Tensor, Mapping[str, float]]:
+        """Return `adapters [N, d]` unchanged."""
+        return adapters, {}

@@ -14,6 +14,7 @@ import time
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 from pathlib import Path
 
 import psutil
@@ -80,6 +81,8 @@ class Flower:
                 f"got {self.port}, {self.actors}"
             )
 
+    simulated: ClassVar = True  # every node hosts all clients
+
     def check(self) -> None:
         """Refuse to start where Ray is missing or the port is taken."""
         if importlib.util.find_spec("ray") is None:
@@ -110,7 +113,7 @@ class Flower:
         superlink = self._superlink(home, environment)
         try:
             size = (
-                f"num-supernodes={experiment.suite.num_clients} client-resources-num-cpus=1 "
+                f"num-supernodes={self.actors} client-resources-num-cpus=1 "
                 f"client-resources-num-gpus=0.0 init-args-num-cpus={self.actors}"
             )
             command = [_tool("flwr"), "run", str(app), "ours", "--stream"]

@@ -19,7 +19,7 @@ def python_path() -> str:
 
 
 class VirtualGrid(Grid):
-    """A Flower grid whose nodes are virtual: node `p` of `P` hosts the `p`-th part of the clients.
+    """A Flower grid whose nodes are virtual; each of them can host any client.
 
     Parameters
     ----------

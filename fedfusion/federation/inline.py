@@ -6,6 +6,7 @@ import threading
 import traceback
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -18,6 +19,8 @@ from fedfusion.federation.grid import VirtualGrid
 class Inline:
     """Run everything in this process, one client after another."""
 
+    simulated: ClassVar = True  # every node hosts all clients
+
     def check(self) -> None:
         """Nothing can be missing."""
 
@@ -27,7 +30,7 @@ class Inline:
         from fedfusion.config import build, to_json
 
         experiment = build(cfg)
-        grid = InlineGrid(client_app, experiment.suite.num_clients, experiment.deadline_s)
+        grid = InlineGrid(client_app, 1, experiment.deadline_s)
         server_app(grid, Context(1, 0, {}, RecordDict(), {"config": to_json(cfg)}))
 
 

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -47,6 +47,8 @@ class Ray:
                 f"got {self.actors}, {self.cpus}, {self.gpus}"
             )
 
+    simulated: ClassVar = True  # every node hosts all clients
+
     def check(self) -> None:
         """Refuse to start where Ray is not installed."""
         if importlib.util.find_spec("ray") is None:
@@ -77,7 +79,7 @@ class Ray:
                 ) from error
         try:
             self._fits(ray.cluster_resources())
-            grid = RayGrid(CLIENT_APP, experiment.suite.num_clients, experiment.deadline_s, self)
+            grid = RayGrid(CLIENT_APP, self.actors, experiment.deadline_s, self)
             server_app(grid, Context(1, 0, {}, RecordDict(), {"config": to_json(cfg)}))
         finally:
             if started:

@@ -14,20 +14,21 @@ class TaskArithmetic:
     Parameters
     ----------
     coefficient
-        The scale :math:`\lambda`. `1/T` is the average of the task vectors; `0` is the base model. The norm of
-        the sum grows with the number of tasks, so more tasks want a smaller coefficient.
+        The scale :math:`\lambda`; null is `1/T`, the average of the task vectors, and `0` the base model. The norm
+        of the sum grows with the number of tasks, so more tasks want a smaller coefficient.
 
     References
     ----------
     Ilharco et al., "Editing Models with Task Arithmetic", ICLR 2023, https://arxiv.org/abs/2212.04089
     """
 
-    coefficient: float = 0.3
+    coefficient: float | None = 0.3
 
     def __post_init__(self) -> None:
-        if not self.coefficient >= 0:
+        if self.coefficient is not None and not self.coefficient >= 0:
             raise FedfusionError(f"fusion.coefficient must be at least 0, got {self.coefficient}")
 
     def __call__(self, task_vectors: Tensor, layout: Layout) -> Tensor:
         """Return the fused vector `[d]` of `task_vectors [T, d]`."""
-        return self.coefficient * task_vectors.sum(0)
+        coefficient = 1 / len(task_vectors) if self.coefficient is None else self.coefficient
+        return coefficient * task_vectors.sum(0)

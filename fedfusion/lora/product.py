@@ -21,6 +21,19 @@ def factors(layout: Layout, pair: Pair, vectors: Tensor) -> Factors:
     return pair.scale * layout.entry(vectors, pair.b), layout.entry(vectors, pair.a)
 
 
+def outside(layout: Layout) -> list[int]:
+    """The entries that belong to no pair: virtual tokens, magnitudes, biases."""
+    paired = {i for pair in layout.pairs for i in (pair.a, pair.b)}
+    return [i for i in range(len(layout.names)) if i not in paired]
+
+
+def plain(layout: Layout, vectors: Tensor) -> Tensor:
+    """What is outside every pair in `vectors [..., d]`, flattened: `[..., d_0]`."""
+    return torch.cat([layout.entry(vectors, i).flatten(vectors.dim() - 1) for i in outside(layout)], -1) if outside(
+        layout
+    ) else vectors[..., :0]
+
+
 def gram(layout: Layout, vectors: Tensor) -> Tensor:
     r"""Inner products of adapters in product space.
 
@@ -40,13 +53,14 @@ def gram(layout: Layout, vectors: Tensor) -> Tensor:
     n = len(vectors)
     total = torch.zeros(n, n, dtype=torch.float64)
     for pair in layout.pairs:
-        b, a = factors(layout, pair, vectors.double())
+        b, a = pair.scale * layout.entry(vectors, pair.b).double(), layout.entry(vectors, pair.a).double()
         left = b.transpose(-1, -2).reshape(-1, b.shape[-2])  # [n r, m]
         right = a.reshape(-1, a.shape[-1])  # [n r, in]
         blocks = (left @ left.T) * (right @ right.T)
         rank = a.shape[-2]
         total += blocks.reshape(n, rank, n, rank).sum((1, 3))
-    return total
+    rest = plain(layout, vectors).double()
+    return total + rest @ rest.T
 
 
 def change_coefficients(layout: Layout, start: Tensor, vectors: Tensor) -> Tensor:
@@ -74,12 +88,26 @@ def change_coefficients(layout: Layout, start: Tensor, vectors: Tensor) -> Tenso
         total[:, 0] += ((left.mT @ left) * (right @ right.mT)).sum((1, 2))
         total[:, 1] += 2 * (cross_left * cross_right).sum((1, 2))
         total[:, 2] += ((db.mT @ db) * (da @ da.mT)).sum((1, 2))
+    total[:, 0] += plain(layout, vectors).double().square().sum(1)
     return total
 
 
 def norms(layout: Layout, vectors: Tensor) -> Tensor:
     """Frobenius norms `[n]` of the products of `vectors [n, d]` (float64)."""
     return torch.cat([gram(layout, row[None]) for row in vectors]).flatten().clamp_min(0).sqrt()
+
+
+def restrict(layout: Layout, vectors: Tensor, ranks: Tensor) -> Tensor:
+    """Each of `vectors [n, d]` cut to its own rank: rows of `A` and columns of `B` beyond `ranks [n]` are zero.
+
+    The layout's rank, or more, changes nothing.
+    """
+    cut = vectors.clone()
+    for pair in layout.pairs:
+        beyond = torch.arange(layout.shapes[pair.a][0]) >= ranks[:, None]
+        layout.entry(cut, pair.a).masked_fill_(beyond[:, :, None], 0)
+        layout.entry(cut, pair.b).masked_fill_(beyond[:, None, :], 0)
+    return cut
 
 
 def stack(pairs: Sequence[Factors]) -> Factors:
@@ -132,9 +160,12 @@ class CoreSpace:
     Attributes
     ----------
     layout
-        Layout of the coordinates: one entry `[p, q]` per module; `p, q <= min(side, sum of ranks)`.
+        Layout of the coordinates: one entry `[p, q]` per module, `p, q <= min(side, sum of ranks)`; then, where
+        adapters have parameters outside every pair, what was learnt of those, as it is.
     left, right
         The bases per module, `U [m, p]` and `V [n, q]`.
+    origin : [d_0]
+        What the parameters outside every pair started from.
 
     References
     ----------
@@ -145,10 +176,11 @@ class CoreSpace:
     layout: Layout
     left: tuple[Tensor, ...]
     right: tuple[Tensor, ...]
+    origin: Tensor
 
     @classmethod
-    def of(cls, adapters: Layout, vectors: Tensor) -> "CoreSpace":
-        """The core space of the rows of `vectors [n, d]`."""
+    def of(cls, adapters: Layout, vectors: Tensor, initial: Tensor) -> "CoreSpace":
+        """The core space of the rows of `vectors [n, d]`, which were trained from `initial [d]`."""
         left, right = [], []
         for pair in adapters.pairs:
             b, a = factors(adapters, pair, vectors)
@@ -156,7 +188,10 @@ class CoreSpace:
             right.append(_basis(a.flatten(0, 1).T))
         names = tuple(pair.module for pair in adapters.pairs)
         shapes = tuple((u.shape[1], v.shape[1]) for u, v in zip(left, right, strict=True))
-        return cls(Layout(names, shapes), tuple(left), tuple(right))
+        origin = plain(adapters, initial)
+        if len(origin):
+            names, shapes = (*names, "plain"), (*shapes, (len(origin),))
+        return cls(Layout(names, shapes), tuple(left), tuple(right), origin)
 
     def project(self, adapters: Layout, vectors: Tensor) -> Tensor:
         """Coordinates `[n, D]` of the products of `vectors [n, d]`."""
@@ -164,6 +199,7 @@ class CoreSpace:
         for pair, u, v in zip(adapters.pairs, self.left, self.right, strict=True):
             b, a = factors(adapters, pair, vectors)
             parts.append(((u.T @ b) @ (a @ v)).flatten(1))
+        parts.append(plain(adapters, vectors) - self.origin)
         return torch.cat(parts, dim=1)
 
     def to_adapter(self, coordinates: Tensor, target: Layout) -> tuple[Tensor, dict[str, float]]:
@@ -179,6 +215,12 @@ class CoreSpace:
             (b, a), discarded[pair.module] = truncate((u @ core, v.T), rank)
             target.entry(vector, pair.b).copy_(b / pair.scale)
             target.entry(vector, pair.a).copy_(a)
+        start = self.layout.dim - len(self.origin)
+        for i in outside(target):
+            size = target.offsets[i + 1] - target.offsets[i]
+            learnt = coordinates[start : start + size] + self.origin[start - self.layout.dim + len(self.origin) :][:size]
+            target.entry(vector, i).copy_(learnt.reshape(target.shapes[i]))
+            start += size
         return vector, discarded
 
 

@@ -1,9 +1,9 @@
-"""Which node hosts which client, and the exchange of messages with them."""
+"""Which node hosts which client, who trains together, and the exchange of messages with them."""
 
 import re
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, Rec
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from fedfusion.tasks.heads import PrototypeHead
+from fedfusion.tasks.heads import Head, PrototypeHead
 from fedfusion.types import FedfusionError, Layout, TaskSuite, Updates
 
 GRACE_S = 10.0  # a grid that watches the deadline itself answers for the client within this time
@@ -27,11 +27,14 @@ class Nodes:
     experiment_json
         The resolved configuration; every message carries it, so clients need no other.
     hosted
-        Client ids by node id, sorted.
+        Client ids by node id, sorted. In simulation every node hosts all of them.
+    asked
+        The clients that each message sent in the last exchange asked for.
     """
 
     experiment_json: str
     hosted: Mapping[int, Sequence[int]]
+    asked: dict[str, list[int]] = field(default_factory=dict)
 
     @classmethod
     def meet(cls, grid: Grid, experiment_json: str, num_clients: int, timeout: float) -> "Nodes":
@@ -43,81 +46,113 @@ class Nodes:
             If a node cannot start, or some client has no node after `timeout` seconds.
         """
         deadline = time.monotonic() + timeout
-        host: dict[int, int] = {}
+        hosted: dict[int, list[int]] = {}
+        known: set[int] = set()
         asked: set[int] = set()
         content = RecordDict({"config": ConfigRecord({"experiment": experiment_json})})
-        while len(host) < num_clients:
+        while len(known) < num_clients:
             new = sorted(set(grid.get_node_ids()) - asked)
             asked |= set(new)
             questions = [Message(content, node, MessageType.QUERY) for node in new]
             for reply in grid.send_and_receive(questions, timeout=timeout) if new else ():
                 if reply.has_error():
                     raise FedfusionError(f"a node cannot start: {reason_of(reply)}")
-                for client in _ints(reply.content.config_records["config"]["clients"]):
-                    host[client] = reply.metadata.src_node_id
-            if len(host) < num_clients and time.monotonic() > deadline:
+                clients = _ints(reply.content.config_records["config"]["clients"])
+                hosted[reply.metadata.src_node_id] = sorted(clients)
+                known |= set(clients)
+            if len(known) < num_clients and time.monotonic() > deadline:
                 raise FedfusionError(
-                    f"after {timeout:.0f} s the nodes host {len(host)} of {num_clients} clients "
+                    f"after {timeout:.0f} s the nodes host {len(known)} of {num_clients} clients "
                     "(start the missing nodes or raise deadline_s)"
                 )
             if not new:
                 time.sleep(0.1)
-        hosted: dict[int, list[int]] = {}
-        for client in sorted(host):
-            hosted.setdefault(host[client], []).append(client)
-        return cls(experiment_json, hosted)
+        return cls(experiment_json, dict(sorted(hosted.items())))
+
+    def groups(self, chosen: Collection[int], size: int) -> list[tuple[int, list[int]]]:
+        """Who trains together, and on which node: `size` clients at a time in the order of their ids.
+
+        Results depend on the groups, and those on the ids alone, as long as one node hosts all of a group. Where
+        none does, as with devices, its members train where they are.
+        """
+        ordered = sorted(chosen)
+        placed: list[tuple[int, list[int]]] = []
+        for i, start in enumerate(range(0, len(ordered), size)):
+            group = ordered[start : start + size]
+            able = [node for node, clients in self.hosted.items() if set(group) <= set(clients)]
+            if able:
+                placed.append((able[i % len(able)], group))
+                continue
+            home = {client: next(n for n, clients in self.hosted.items() if client in clients) for client in group}
+            placed += [(node, [c for c in group if home[c] == node]) for node in dict.fromkeys(home.values())]
+        return placed
 
     def messages(
         self,
         server_round: int,
-        chosen: Collection[int],
+        groups: Iterable[tuple[int, Sequence[int]]],
         adapters: Tensor,
         suite: TaskSuite,
-        heads: Mapping[str, PrototypeHead],
+        heads: Mapping[str, Head],
+        kind: str = MessageType.TRAIN,
+        **shared: Tensor,
     ) -> Iterable[Message]:
-        """One message per node that hosts a chosen client: ids, the adapters to start from, and the frozen heads."""
-        for node, hosted in self.hosted.items():
-            clients = [client for client in hosted if client in chosen]
-            if not clients:
-                continue
+        """One message per group: ids, each client's adapter, the heads of their tasks, and what all `shared` alike."""
+        for node, clients in groups:
             mine = {task: heads[task] for task in map(suite.task_of, clients)}
+            tensors = {f"head.{t}": head.to_tensor() for t, head in mine.items() if isinstance(head, PrototypeHead)}
             content = RecordDict(
                 {
-                    "arrays": arrays(
-                        start=adapters[torch.tensor(clients)],
-                        **{f"head.{task}": head.to_tensor() for task, head in mine.items()},
-                    ),
+                    "arrays": arrays(start=adapters[torch.tensor(clients)], **tensors, **shared),
                     "config": ConfigRecord(
-                        {"experiment": self.experiment_json, "round": server_round, "clients": clients}
+                        {"experiment": self.experiment_json, "round": server_round, "clients": list(clients)}
                     ),
                 }
             )
-            yield Message(content, node, MessageType.TRAIN, group_id=str(server_round))
+            yield Message(content, node, kind, group_id=str(server_round))
 
     def exchange(
-        self, grid: Grid, messages: Sequence[Message], timeout: float, progress: Callable[[int, int], None]
+        self,
+        grid: Grid,
+        messages: Iterable[Message],
+        timeout: float,
+        progress: Callable[[int, int], None],
+        layout: Layout | None,
     ) -> list[Message]:
         """Send, and take replies as they come until none has come for `timeout` seconds.
 
-        `progress` is told how many of how many clients have answered.
+        A group whose reply is not wholly good is asked again, client by client, so that nobody is dropped for what
+        another did. `progress` is told how many of how many clients have answered; `layout` is that of the uploads
+        asked for, None where none is.
         """
-        sizes = [len(_list(message.content.config_records["config"]["clients"])) for message in messages]
-        waiting = dict(zip(grid.push_messages(messages), sizes, strict=True))
+        self.asked.clear()
+        waiting = self._send(grid, messages)
+        total = sum(len(self.asked[message]) for message in waiting)
         replies: list[Message] = []
         last = time.monotonic()
-        progress(0, sum(sizes))
+        progress(0, total)
         while waiting and time.monotonic() - last < timeout + GRACE_S:
-            pulled = grid.pull_messages(list(waiting))
-            new = [reply for reply in pulled if reply.metadata.reply_to_message_id in waiting]
+            new = [r for r in grid.pull_messages(list(waiting)) if r.metadata.reply_to_message_id in waiting]
             for reply in new:
-                del waiting[reply.metadata.reply_to_message_id]
-            replies += new
+                message = waiting.pop(reply.metadata.reply_to_message_id)
+                clients = self.asked[reply.metadata.reply_to_message_id]
+                if len(clients) > 1 and not _good(reply, clients, layout):
+                    waiting |= self._send(grid, _singly(message, clients))
+                else:
+                    replies.append(reply)
             if new:
                 last = time.monotonic()
-                progress(sum(sizes) - sum(waiting.values()), sum(sizes))
+                progress(total - sum(len(self.asked[message]) for message in waiting), total)
             else:
                 time.sleep(0.005)
         return replies
+
+    def _send(self, grid: Grid, messages: Iterable[Message]) -> dict[str, Message]:
+        """Push messages, and remember whom each asks for."""
+        outgoing = list(messages)
+        sent = dict(zip(grid.push_messages(outgoing), outgoing, strict=True))
+        self.asked.update({key: _ints(m.content.config_records["config"]["clients"]) for key, m in sent.items()})
+        return sent
 
     def collect(
         self, replies: Iterable[Message], chosen: Collection[int], adapters: Tensor, suite: TaskSuite, layout: Layout
@@ -126,7 +161,7 @@ class Nodes:
         dropped = dict.fromkeys(sorted(chosen), "did not answer before the deadline")
         rows: dict[int, tuple[Tensor, dict[str, float]]] = {}
         for reply in replies:
-            mine = [client for client in self.hosted[reply.metadata.src_node_id] if client in dropped]
+            mine = [client for client in self.asked[reply.metadata.reply_to_message_id] if client in dropped]
             if reply.has_error():
                 dropped |= dict.fromkeys(mine, reason_of(reply))
                 continue
@@ -148,6 +183,51 @@ class Nodes:
             metrics=tuple(rows[c][1] for c in clients),
         )
         return updates, dropped
+
+    def heads(self, replies: Iterable[Message], clients: Collection[int], like: Mapping[str, Head], suite: TaskSuite) -> dict[str, Tensor]:
+        """The mean, by task, of the heads that `clients` trained; those of another shape or not finite are left out."""
+        found: dict[str, list[Tensor]] = {}
+        for reply in replies:
+            for client in () if reply.has_error() else self.asked[reply.metadata.reply_to_message_id]:
+                task, sent = suite.task_of(client), reply.content.array_records["arrays"].get(f"head.{client}")
+                expected = like[task]
+                if client not in clients or sent is None or not isinstance(expected, PrototypeHead):
+                    continue
+                tensor = torch.from_numpy(sent.numpy().copy())
+                if tensor.shape == expected.to_tensor().shape and bool(tensor.isfinite().all()):
+                    found.setdefault(task, []).append(tensor)
+        return {task: torch.stack(tensors).mean(0) for task, tensors in sorted(found.items())}
+
+    def measured(self, replies: Iterable[Message]) -> dict[int, dict[str, float]]:
+        """What each client measured when it was asked to evaluate."""
+        found: dict[int, dict[str, float]] = {}
+        for reply in replies:
+            if not reply.has_error():
+                metrics = reply.content.metric_records["metrics"]
+                for i, client in enumerate(self.asked[reply.metadata.reply_to_message_id]):
+                    found[client] = {name: float(_list(column)[i]) for name, column in metrics.items()}
+        return dict(sorted(found.items()))
+
+
+def _good(reply: Message, clients: Collection[int], layout: Layout | None) -> bool:
+    """Whether every client of a group sent what can be an upload."""
+    if reply.has_error() or layout is None:
+        return not reply.has_error()
+    try:
+        return len(_read(reply, clients, layout)[0]) == len(clients)
+    except (KeyError, ValueError, TypeError, IndexError):
+        return False
+
+
+def _singly(message: Message, clients: Sequence[int]) -> Iterable[Message]:
+    """The message of a group as one message per client."""
+    tensors = {name: array.numpy() for name, array in message.content.array_records["arrays"].items()}
+    for i, client in enumerate(clients):
+        own = {name: Array(array[i : i + 1] if name == "start" else array) for name, array in tensors.items()}
+        facts = ConfigRecord({**message.content.config_records["config"], "clients": [client]})
+        content = RecordDict({"arrays": ArrayRecord(own), "config": facts})
+        meta = message.metadata
+        yield Message(content, meta.dst_node_id, meta.message_type, group_id=meta.group_id)
 
 
 def _read(

@@ -22,6 +22,7 @@ from fedfusion.lora.model import LoraModel
 from fedfusion.server.checkpoint import Checkpoints, write_atomically
 from fedfusion.server.evaluation import Evaluator, summary
 from fedfusion.server.strategy import RoundStrategy
+from fedfusion.tasks.heads import PrototypeHead
 from fedfusion.tracking import Jsonl, Terminal
 from fedfusion.types import FedfusionError
 
@@ -56,13 +57,15 @@ def _alone(run_dir: Path) -> Iterator[None]:
 
 def _serve(grid: Grid, experiment: Experiment, experiment_json: str, run_dir: Path, started: float) -> None:
     torch.set_num_threads(experiment.client.threads)
-    client_model = LoraModel(experiment.model, experiment.seed)
-    fused_model = LoraModel(experiment.model, experiment.seed, rank=_fused_rank(experiment, client_model))
+    client_model = LoraModel(experiment.model, experiment.seed, engine=experiment.client.engine)
+    if client_model.fallback:
+        log(WARNING, "client.engine=peft, slower: the cohort engine cannot run this adapter, %s", client_model.fallback)
+    rank = _fused_rank(experiment, client_model)
+    fused_model = LoraModel(experiment.model, experiment.seed, rank, experiment.client.engine)
     strategy = RoundStrategy(
         experiment=experiment,
         experiment_json=experiment_json,
-        layout=client_model.layout,
-        initial=client_model.read(),
+        model=client_model,
         evaluator=Evaluator(experiment.suite, fused_model, experiment.seed),
         trackers=(Jsonl(run_dir / "metrics.jsonl"), Terminal()),
         checkpoints=Checkpoints(run_dir),
@@ -90,6 +93,8 @@ def _serve(grid: Grid, experiment: Experiment, experiment_json: str, run_dir: Pa
 def _fused_rank(experiment: Experiment, model: LoraModel) -> int:
     """The configured rank, or number of tasks times rank of a client; never more than a full matrix has."""
     layout = model.layout
+    if not layout.pairs:
+        return 1
     full = max(min(layout.shapes[p.a][1], layout.shapes[p.b][0]) for p in layout.pairs)
     rank = max(layout.shapes[pair.a][0] for pair in layout.pairs)
     return min(full, experiment.fused_rank or len(experiment.suite.tasks) * rank)
@@ -99,13 +104,17 @@ def _save_adapters(run_dir: Path, strategy: RoundStrategy, client_model: LoraMod
     """`adapter/` with its heads, and `personal/client-00/` for every client that was heard."""
     model = strategy.evaluator.model
     model.save(run_dir / "adapter", strategy.state.realigned)
-    heads = {task: head.to_tensor() for task, head in strategy.evaluator.heads.items()}
-    save_file(heads, run_dir / "adapter" / "heads.safetensors")
+    heads = {
+        task: head.to_tensor() for task, head in strategy.evaluator.heads.items() if isinstance(head, PrototypeHead)
+    }
+    if heads:
+        save_file(heads, run_dir / "adapter" / "heads.safetensors")
     for client, adapter in enumerate(strategy.state.adapters):
         if strategy.state.examples[client]:
             folder, task = run_dir / "personal" / f"client-{client:02d}", strategy.suite.task_of(client)
             client_model.save(folder, adapter)
-            save_file({task: heads[task]}, folder / "heads.safetensors")
+            if task in heads:
+                save_file({task: heads[task]}, folder / "heads.safetensors")
             (folder / "README.md").write_text(f"Adapter of client {client}, task {task}, as the server received it.\n")
 
 
@@ -122,6 +131,9 @@ def _metrics(strategy: RoundStrategy) -> dict[str, Any]:
         "tasks": tasks,
         "mean": {name: s["mean"] for name, s in fixed.items()} | last["mean"],
         "worst": {name: s["worst"] for name, s in fixed.items()} | last["worst"],
+        "clients": {
+            client: {"task": strategy.suite.task_of(int(client)), **score} for client, score in state.personal.items()
+        },
         "rounds": state.history,
     }
 

@@ -2,62 +2,32 @@
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from logging import INFO
-from math import log10
+from math import isfinite, log10
 from typing import Any
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
 from flwr.common import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
 
 from fedfusion.config import Experiment
-from fedfusion.lora.product import CoreSpace
+from fedfusion.lora.model import LoraModel
+from fedfusion.lora.product import CoreSpace, restrict
 from fedfusion.realign import FewShot, Unaligned
 from fedfusion.rng import generator
 from fedfusion.server.checkpoint import Checkpoints
 from fedfusion.server.evaluation import Evaluator, Scores, summary
 from fedfusion.server.nodes import Nodes, arrays
+from fedfusion.server.state import State
 from fedfusion.tracking import Tracker
 from fedfusion.types import FedfusionError, Layout, RunFailed, Updates
 
 STARTUP_S = 600.0  # nodes have this long to appear, however short the deadline of a client
-
-
-@dataclass
-class State:
-    """All that a round leaves behind.
-
-    Attributes
-    ----------
-    adapters : [num_clients, d]
-        Each client's personal adapter as the server knows it.
-    examples : [num_clients]
-        Training examples behind it; zero until a first upload has been believed.
-    fused, realigned : [d']
-        Multi-task adapters of the fused rank: fused, then repaired.
-    history
-        One record per finished round.
-    single_task
-        Last score of each task's own adapters.
-    seconds
-        What earlier calls of a resumed run have taken.
-    reference
-        Scores that no round changes: of the base, and of the control.
-    """
-
-    adapters: Tensor
-    examples: Tensor
-    fused: Tensor
-    realigned: Tensor
-    reference: dict[str, Scores]
-    history: list[dict[str, Any]] = field(default_factory=list)
-    seconds: float = 0.0
-    single_task: Scores = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -78,10 +48,8 @@ class RoundStrategy(Strategy):
         The stages and their settings.
     experiment_json
         The same as one line, sent with every message so that clients need no other configuration.
-    layout
-        Layout of the clients' adapters.
-    initial : [d]
-        The adapter that every client starts from.
+    model
+        The base with the clients' adapter on it.
     evaluator
         Measures multi-task adapters, and provides the root set.
     trackers, checkpoints
@@ -92,16 +60,15 @@ class RoundStrategy(Strategy):
         self,
         experiment: Experiment,
         experiment_json: str,
-        layout: Layout,
-        initial: Tensor,
+        model: LoraModel,
         evaluator: Evaluator,
         trackers: Sequence[Tracker],
         checkpoints: Checkpoints,
     ) -> None:
         self.experiment = experiment
         self.experiment_json = experiment_json
-        self.layout = layout
-        self.initial = initial
+        self.model = model
+        self.layout = model.layout
         self.evaluator = evaluator
         self.trackers = trackers
         self.checkpoints = checkpoints
@@ -110,11 +77,14 @@ class RoundStrategy(Strategy):
         self.nodes = Nodes(experiment_json, {})
         drawn = torch.randperm(self.suite.num_clients, generator=self._rng("byzantine"))
         self.byzantine = tuple(sorted(drawn[: experiment.attack.f].tolist()))
+        self.clients = experiment.clients(self.layout)
         self.state = self._resumed() or self._fresh()
+        self.evaluator.adopt(self.state.heads)
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord, MetricRecord]:
         """One round of the server, from the replies of the clients to the realigned multi-task adapter."""
-        experiment, state, chosen = self.experiment, self.state, self._chosen(server_round)
+        experiment, state, chosen = self.experiment, self.state, self.experiment.chosen(server_round)
+        replies = list(replies)
         trained, dropped = self.nodes.collect(replies, chosen, state.adapters, self.suite, self.layout)
 
         sent = experiment.attack(trained, self.byzantine, self._rng("attack", server_round))
@@ -122,12 +92,12 @@ class RoundStrategy(Strategy):
         believed, guarded = experiment.guard(received)
         dropped |= dict.fromkeys(uplink.erased, "its upload was lost on the air") | dict(guarded.refused)
         self._require(server_round, believed, dropped)
+        state.heads |= self.nodes.heads(replies, believed.clients, self.evaluator.heads, self.suite)
+        self.evaluator.adopt(state.heads)
 
         intact = trained.keep([i for i, client in enumerate(trained.clients) if client not in guarded.refused])
-        clean = self._merge(intact)
-        state.adapters, state.examples = self._merge(believed)
-        state.adapters = self._couple(state.adapters, believed.clients)
-        fused_clean = self._fuse(*clean).adapter
+        fused_clean = self._fuse(*self._couple(intact, server_round)[:2])
+        state.adapters, state.examples, state.moments, coupled = self._couple(believed, server_round)
         fused = self._fuse(state.adapters, state.examples)
         state.fused = fused.adapter
         state.realigned = experiment.realign(
@@ -135,9 +105,11 @@ class RoundStrategy(Strategy):
         )
 
         state.single_task |= self._single_task(intact)
+        state.personal |= self._personal(believed.clients)
         scores = {
             "single_task": state.single_task,
-            "fused_clean": self.evaluator(fused_clean),
+            "personal": self._by_own_task(state.personal),
+            "fused_clean": self.evaluator(fused_clean.adapter),
             "fused_received": self.evaluator(state.fused),
             "realigned": self.evaluator(state.realigned),
         }
@@ -152,6 +124,7 @@ class RoundStrategy(Strategy):
             "nmse_db": _db(
                 _mean([nmse for c, nmse in zip(sent.clients, uplink.nmse, strict=True) if c in intact.clients])
             ),
+            "coupling": coupled,
             "discarded_energy": fused.discarded,
             "mean": {name: summary(score)["mean"] for name, score in scores.items()},
             "worst": {name: summary(score)["worst"] for name, score in scores.items()},
@@ -160,35 +133,66 @@ class RoundStrategy(Strategy):
         state.history.append(record)
         return arrays(realigned=state.realigned), MetricRecord({"accuracy": record["mean"]["realigned"]})
 
-    def _merge(self, updates: Updates) -> tuple[Tensor, Tensor]:
-        """Personal adapters and example counts after `updates`; clients without one keep what they had."""
-        adapters, examples = self.state.adapters.clone(), self.state.examples.clone()
-        rows = torch.tensor(updates.clients, dtype=torch.long)
-        adapters[rows] = updates.start + updates.vectors
-        examples[rows] = torch.tensor(updates.num_examples, dtype=torch.long)
-        return adapters, examples
+    def _couple(self, updates: Updates, server_round: int) -> tuple[Tensor, Tensor, Tensor, dict[str, float | None]]:
+        """Next personal adapters of all clients and what is behind them, the optimiser's moments, and a report."""
+        state = self.state
+        adapters, examples = state.adapters.clone(), state.examples.clone()
+        heard = torch.tensor(updates.clients, dtype=torch.long)
+        adapters[heard] = updates.start + updates.vectors
+        examples[heard] = torch.tensor(updates.num_examples, dtype=torch.long)
+        weights = examples[heard].double()
+        rng = self._rng("coupling", server_round)
+        coupled, report = self.experiment.coupling(adapters, heard, weights / weights.sum(), self.clients, rng)
+        step, moments = self.experiment.server_optimizer(coupled - state.adapters, state.moments, server_round)
+        finite = {name: value if isfinite(value) else None for name, value in report.items()}
+        return state.adapters + step, examples, moments, finite
 
-    def _couple(self, adapters: Tensor, clients: Sequence[int]) -> Tensor:
-        """Pull the personal adapters of this round's clients towards each other, all pairs alike."""
-        rows = torch.tensor(clients, dtype=torch.long)
-        adjacency = torch.ones(len(rows), len(rows)) - torch.eye(len(rows))
-        adapters[rows] = self.experiment.coupling(adapters[rows], adjacency)
-        return adapters
+    def _starts(self) -> Tensor:
+        """What clients are sent: their personal adapters, cut to their own ranks."""
+        ranks = self.experiment.client.ranks
+        if ranks is None:
+            return self.state.adapters
+        own = torch.tensor([ranks[client % len(ranks)] for client in range(self.suite.num_clients)])
+        return restrict(self.layout, self.state.adapters, own)
+
+    def _task_means(self) -> dict[str, Tensor]:
+        """The mean adapter `[T, d]` of every task, where the clients' regulariser asks for it."""
+        if not self.experiment.client.regularizer.needs_tasks:
+            return {}
+        tasks = [self.suite.task_of(client) for client in range(self.suite.num_clients)]
+        rows = [[client for client, t in enumerate(tasks) if t == task] for task in self.suite.tasks]
+        return {"tasks": torch.stack([self.state.adapters[mine].mean(0) for mine in rows])}
+
+    def _personal(self, clients: Sequence[int]) -> dict[str, dict[str, float]]:
+        """Score of the personal adapter that each of `clients` will start from next."""
+        if self.experiment.evaluation == "clients":
+            return {}  # they are asked once the round is done, see :meth:`start`
+        scores = self.evaluator.personal(self.model, self._starts(), clients)
+        return {str(client): score for client, score in scores.items()}
+
+    def _by_own_task(self, personal: Mapping[str, Mapping[str, float]]) -> Scores:
+        """Mean score of the clients of each task."""
+        scores: Scores = {}
+        for task in self.suite.tasks:
+            own = [score for client, score in personal.items() if self.suite.task_of(int(client)) == task]
+            if own:
+                scores[task] = {name: _mean([score[name] for score in own]) for name in own[0]}
+        return scores
 
     def _fuse(self, adapters: Tensor, examples: Tensor) -> "Fused":
         """Aggregate within each task and fuse across tasks, on products."""
         known = torch.nonzero(examples)[:, 0]
-        core = CoreSpace.of(self.layout, adapters[known])
-        products = core.project(self.layout, adapters[known])
+        core = CoreSpace.of(self.layout, adapters[known], self.model.initial)
         tasks = [self.suite.task_of(int(client)) for client in known]
         task_vectors = []
-        for task in dict.fromkeys(tasks):
-            mine = torch.tensor([t == task for t in tasks])
-            weights = examples[known][mine].double()
-            task_vectors.append(self.experiment.aggregator(products[mine], weights / weights.sum()))
+        for task in dict.fromkeys(tasks):  # one task at a time: products are larger than factors
+            mine = known[[t == task for t in tasks]]
+            weights = examples[mine].double()
+            products = core.project(self.layout, adapters[mine])
+            task_vectors.append(self.experiment.aggregator(products, weights / weights.sum()))
         stacked = torch.stack(task_vectors)
         adapter, discarded = core.to_adapter(self.experiment.fusion(stacked, core.layout), self.evaluator.model.layout)
-        return Fused(adapter, stacked, max(discarded.values()))
+        return Fused(adapter, stacked, max(discarded.values(), default=0.0))
 
     def start(
         self,
@@ -210,9 +214,14 @@ class RoundStrategy(Strategy):
             for server_round in range(len(self.state.history) + 1, num_rounds + 1):
                 messages = list(self.configure_train(server_round, ArrayRecord(), ConfigRecord(), grid))
                 report = partial(self._report, server_round)
-                replies = self.nodes.exchange(grid, messages, timeout, report)
+                replies = self.nodes.exchange(grid, messages, timeout, report, self.layout)
                 result.arrays, metrics = self.aggregate_train(server_round, replies)
                 result.train_metrics_clientapp[server_round] = metrics
+                if self.experiment.evaluation == "clients":
+                    asked = self.configure_evaluate(server_round, ArrayRecord(), ConfigRecord(), grid)
+                    self.aggregate_evaluate(
+                        server_round, self.nodes.exchange(grid, asked, timeout, lambda *_: None, None)
+                    )
                 self._save(server_round)
                 for tracker in self.trackers:
                     tracker.finished(self.state.history[-1])
@@ -224,34 +233,41 @@ class RoundStrategy(Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """One message per node that hosts a chosen client."""
-        chosen = self._chosen(server_round)
-        return self.nodes.messages(server_round, chosen, self.state.adapters, self.suite, self.evaluator.heads)
+        """One message per group of clients that train together."""
+        groups = self.nodes.groups(self.experiment.chosen(server_round), self.experiment.client.cohort_size)
+        return self.nodes.messages(
+            server_round, groups, self._starts(), self.suite, self.evaluator.heads, **self._task_means()
+        )
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """No messages: clients measure their own adapter when they train it, the server measures the fused one."""
-        return ()
+        """Ask the clients of this round to measure their personal adapter and the realigned one."""
+        groups = self.nodes.groups(self.experiment.chosen(server_round), self.experiment.client.cohort_size)
+        kind, shared = MessageType.EVALUATE, self.state.realigned
+        return self.nodes.messages(
+            server_round, groups, self._starts(), self.suite, self.evaluator.heads, kind, shared=shared
+        )
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Nothing to aggregate, see :meth:`configure_evaluate`."""
-        return None
+        """Enter what the clients measured into the record of the round."""
+        measured = self.nodes.measured(replies)
+        self.state.personal |= {str(client): score for client, score in measured.items()}
+        scores = self._by_own_task(self.state.personal)
+        record = self.state.history[-1]
+        record["mean"]["personal"], record["worst"]["personal"] = summary(scores).values()
+        for task, score in scores.items():
+            record["tasks"].setdefault(task, {})["personal"] = score
+        return MetricRecord({"accuracy": record["mean"]["personal"]})
 
     def summary(self) -> None:
         """Log the stages."""
-        for name in ("attack", "channel", "guard", "coupling", "aggregator", "fusion", "realign"):
+        for name in ("attack", "channel", "guard", "coupling", "server_optimizer", "aggregator", "fusion", "realign"):
             log(INFO, "\t├──> %s: %s", name, getattr(self.experiment, name))
 
     def _report(self, server_round: int, done: int, total: int) -> None:
         for tracker in self.trackers:
             tracker.exchanged(server_round, done, total)
-
-    def _chosen(self, server_round: int) -> set[int]:
-        """The clients of a round, drawn by its name."""
-        n = self.suite.num_clients
-        order = torch.randperm(n, generator=self._rng("sample", server_round))
-        return set(order[: max(1, round(self.experiment.fraction * n))].tolist())
 
     def _require(self, server_round: int, believed: Updates, dropped: Mapping[int, str]) -> None:
         if len(believed) < self.experiment.min_clients:
@@ -281,8 +297,9 @@ class RoundStrategy(Strategy):
         control = repair(base, torch.zeros(0, 0), self.evaluator.probe(), self._rng("realign", 0))
         n = self.suite.num_clients
         reference = {"base": self.evaluator(base), "control": self.evaluator(control)}
-        adapters = self.initial.repeat(n, 1)
-        return State(adapters, torch.zeros(n, dtype=torch.long), base, base, reference)
+        adapters = self.model.initial.repeat(n, 1)
+        moments = torch.zeros(self.experiment.server_optimizer.num_moments, n, self.layout.dim)
+        return State(adapters, torch.zeros(n, dtype=torch.long), base, base, moments, {}, reference)
 
     def _resumed(self) -> State | None:
         """The state of the last checkpoint, if there is one."""
@@ -296,22 +313,13 @@ class RoundStrategy(Strategy):
                 f"{self.checkpoints.latest()}: the layout of its adapters differs: {difference} "
                 "(model.path and model.lora must be those of the run)"
             )
-        kept: dict[str, Any] = {name: facts[name] for name in ("reference", "history", "single_task", "seconds")}
-        return State(**(kept | tensors))
+        return State.of(tensors, facts)
 
     def _save(self, server_round: int) -> None:
-        state = self.state
-        tensors = {name: getattr(state, name) for name in ("adapters", "examples", "fused", "realigned")}
+        facts = {name: getattr(self.state, name) for name in State.FACTS}
+        facts["seconds"] += time.monotonic() - self.started
         layout = {"names": self.layout.names, "shapes": self.layout.shapes}
-        seconds = state.seconds + time.monotonic() - self.started
-        facts = {
-            **layout,
-            "reference": state.reference,
-            "history": state.history,
-            "single_task": state.single_task,
-            "seconds": seconds,
-        }
-        self.checkpoints.save(server_round, tensors, facts)
+        self.checkpoints.save(server_round, self.state.tensors(), facts | layout)
 
 
 def _by_task(scores: Mapping[str, Scores]) -> dict[str, dict[str, dict[str, float]]]:

@@ -7,6 +7,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 import torch.nn.functional as F
+from datasets import Dataset
 from flwr_datasets.partitioner import Partitioner
 from torch import Tensor
 
@@ -134,12 +135,21 @@ class Digits8:
         """Number of labels of a task."""
         return max(TASKS[task][1]) + 1
 
+    def relation(self, task: str, other: str) -> float:
+        """One for a task and itself; all are of the same digits, and none is closer to another by construction."""
+        return float(task == other)
+
+    def check(self, seed: int = 0) -> None:
+        """Refuse a partition that leaves a client without data."""
+        for client in range(self.num_clients):
+            self.train(client, seed)
+
     def train(self, client: int, seed: int) -> Samples:
         """The client's share of its task's 1000 training images."""
         samples = _task(self.task_of(client), "train")
-        order = torch.randperm(len(samples), generator=generator(seed, "partition", self.task_of(client)))
-        shares = split(samples.labels[order], self.clients_per_task, self.partitioner)
-        return samples.take(order[shares[client % self.clients_per_task]])
+        table = Dataset.from_dict({"label": samples.labels.tolist()})
+        shares = split(table, self.task_of(client), self.clients_per_task, self.partitioner, seed)
+        return samples.take(shares[client % self.clients_per_task])
 
     def root(self, task: str, seed: int) -> Samples:
         """`shots` samples of each class, drawn from the root pool by `seed`."""

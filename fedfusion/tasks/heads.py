@@ -1,10 +1,32 @@
-"""Frozen prototype heads: what turns features into labels without being trained."""
+"""What turns features into labels: prototypes, class names, or the model's own output embeddings."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+
+class Head(Protocol):
+    """Turns features `[n, h]` into logits `[n, C]`."""
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Logits `[n, C]` of `features [n, h]`."""
+        ...
+
+    def trainable(self) -> "Head":
+        """A copy that a client may train, where there is something to train."""
+        ...
+
+    def parameters(self) -> Sequence[nn.Parameter]:
+        """What is trained of it."""
+        ...
+
+    def detach(self) -> "Head":
+        """The head as it is now, frozen."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -37,6 +59,11 @@ class PrototypeHead:
     def fit(cls, features: Tensor, labels: Tensor, num_classes: int) -> "PrototypeHead":
         """The head of `features [n, h]` with `labels [n]`; every class must occur."""
         prototypes = torch.stack([features[labels == c].mean(0) for c in range(num_classes)])
+        return cls.of(prototypes)
+
+    @classmethod
+    def of(cls, prototypes: Tensor) -> "PrototypeHead":
+        """The head of one vector `[C, h]` per class: class means, or embeddings of the classes' names."""
         centre = prototypes.mean(0)
         return cls(F.normalize(prototypes - centre, dim=-1), centre)
 
@@ -49,6 +76,41 @@ class PrototypeHead:
         """Weight and centre, one below the other: `[C + 1, h]`."""
         return torch.cat([self.weight, self.centre[None]])
 
+    def trainable(self) -> "PrototypeHead":
+        """A copy whose weight and centre are trained."""
+        return replace(self, weight=nn.Parameter(self.weight.clone()), centre=nn.Parameter(self.centre.clone()))
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Weight and centre, if they are trained."""
+        return [tensor for tensor in (self.weight, self.centre) if isinstance(tensor, nn.Parameter)]
+
+    def detach(self) -> "PrototypeHead":
+        """The head as it is now, frozen."""
+        return replace(self, weight=self.weight.detach(), centre=self.centre.detach())
+
     def __call__(self, features: Tensor) -> Tensor:
         """Logits `[n, C]` of `features [n, h]`."""
         return self.scale * F.normalize(features - self.centre, dim=-1) @ self.weight.T
+
+
+@dataclass(frozen=True)
+class LanguageHead:
+    """The output embeddings `[V, h]` of a causal language model: logits over its vocabulary, never trained."""
+
+    weight: Tensor
+
+    def trainable(self) -> "LanguageHead":
+        """The same head: it belongs to the base."""
+        return self
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Nothing."""
+        return []
+
+    def detach(self) -> "LanguageHead":
+        """The same head."""
+        return self
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Logits `[n, V]` of `features [n, h]`."""
+        return (features.to(self.weight.dtype) @ self.weight.T).float()

@@ -1,5 +1,9 @@
 """Which client gets which samples, by the partitioners of flwr-datasets."""
 
+import contextlib
+import inspect
+import io
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -7,19 +11,55 @@ from datasets import Dataset
 from flwr_datasets.partitioner import Partitioner
 from torch import Tensor
 
+from fedfusion.rng import generator, seed_of
+from fedfusion.types import FedfusionError
 
-def split(labels: Tensor, parts: int, partitioner: Callable[..., Partitioner]) -> list[Tensor]:
-    """Indices of each of `parts` clients into `labels [n]`.
+
+def split(
+    table: Dataset, task: str, parts: int, partitioner: Callable[..., Partitioner], seed: int
+) -> tuple[Tensor, ...]:
+    """Indices of each of `parts` clients into the rows of `table`, which are shuffled by `seed` first.
 
     Parameters
     ----------
-    labels
-        Labels of the samples; a partitioner may look at the column `label`.
+    table
+        The rows of one task; a partitioner may look at any column of it, and at `label` in classification.
+    task
+        Its name, for the shuffling and for errors.
     parts
         Number of clients.
     partitioner
-        Called with `num_partitions=parts`; any partitioner of flwr-datasets (iid, Dirichlet, shards, ...).
+        Any partitioner of flwr-datasets: called with `num_partitions=parts`, and with a `seed` of its own unless it
+        has one. One that knows no `num_partitions` (by natural ids) makes as many parts as it likes, which are
+        dealt to the clients in turn.
+    seed
+        Names the shuffling.
+
+    Raises
+    ------
+    FedfusionError
+        If the partitioner refuses, or leaves a client without data.
     """
-    divide = partitioner(num_partitions=parts)
-    divide.dataset = Dataset.from_dict({"index": list(range(len(labels))), "label": labels.tolist()})
-    return [torch.tensor(divide.load_partition(i)["index"], dtype=torch.long) for i in range(parts)]
+    labels = "partition", task
+    order = torch.randperm(len(table), generator=generator(seed, *labels))
+    accepted, fixed = inspect.signature(partitioner).parameters, getattr(partitioner, "keywords", {})
+    given = {"num_partitions": parts, "seed": seed_of(seed, *labels)}
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")  # Dirichlet warns of every new try, natural ids draw a progress bar
+            divide = partitioner(**{name: given[name] for name in given if name in accepted and name not in fixed})
+            divide.dataset = table.add_column("_index", list(range(len(table)))).select(order)
+            made = [divide.load_partition(i)["_index"][:] for i in range(divide.num_partitions)]
+    except (ValueError, KeyError, TypeError) as error:
+        raise FedfusionError(
+            f"suite.partitioner: cannot divide the {len(table)} rows of task '{task}' among {parts} clients "
+            f"({str(error).strip().splitlines()[0]}; choose another partition, or lower suite.clients_per_task)"
+        ) from error
+    shares = [[row for rows in made[i::parts] for row in rows] for i in range(parts)]
+    for client, share in enumerate(shares):
+        if not share:
+            raise FedfusionError(
+                f"suite.partitioner: client {client} of task '{task}' is left without data ({len(table)} rows for "
+                f"{parts} clients; lower suite.clients_per_task={parts}, or choose an evener partition)"
+            )
+    return tuple(torch.tensor(share, dtype=torch.long) for share in shares)

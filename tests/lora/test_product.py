@@ -47,6 +47,20 @@ def test_change_of_a_scaled_upload(t):
     torch.testing.assert_close(c2 * t**2 + c3 * t**3 + c4 * t**4, expected, rtol=1e-6, atol=1e-9)
 
 
+def test_restricting_keeps_the_first_rows_and_columns(layout, rng):
+    vectors = torch.randn(4, layout.dim, generator=rng)
+    before = vectors.clone()
+    ranks = torch.tensor([0, 1, 2, 5])
+    cut = product.restrict(layout, vectors, ranks)
+    assert torch.equal(vectors, before)
+    for pair in layout.pairs:
+        for k, rank in enumerate(ranks.tolist()):
+            a, b = layout.entry(cut[k], pair.a), layout.entry(cut[k], pair.b)
+            assert torch.equal(a[:rank], layout.entry(vectors[k], pair.a)[:rank]) and not a[rank:].any()
+            assert torch.equal(b[:, :rank], layout.entry(vectors[k], pair.b)[:, :rank]) and not b[:, rank:].any()
+    assert torch.equal(cut[3], vectors[3])
+
+
 def test_stack_adds_products_of_any_rank(rng):
     pairs = [(torch.randn(7, r, generator=rng), torch.randn(r, 5, generator=rng)) for r in (1, 3, 2)]
     b, a = product.stack(pairs)

@@ -1,0 +1,63 @@
+"""What a round leaves behind."""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from fedfusion.server.evaluation import Scores
+
+
+@dataclass
+class State:
+    """All that a round leaves behind.
+
+    Attributes
+    ----------
+    adapters : [num_clients, d]
+        Each client's personal adapter as the server knows it: what it starts from in its next round.
+    examples : [num_clients]
+        Training examples behind it; zero until a first upload has been believed.
+    fused, realigned : [d']
+        Multi-task adapters of the fused rank: fused, then repaired.
+    moments : [m, num_clients, d]
+        What the server's optimiser keeps.
+    heads
+        `[C + 1, h]` by task, where heads are trained.
+    reference
+        Scores that no round changes: of the base, and of the control.
+    history
+        One record per finished round.
+    single_task
+        Last score of each task's own adapters.
+    personal
+        Last score of each client's personal adapter, by client id.
+    seconds
+        What earlier calls of a resumed run have taken.
+    """
+
+    TENSORS: ClassVar = ("adapters", "examples", "fused", "realigned", "moments")
+    FACTS: ClassVar = ("reference", "history", "single_task", "personal", "seconds")
+
+    adapters: Tensor
+    examples: Tensor
+    fused: Tensor
+    realigned: Tensor
+    moments: Tensor
+    heads: dict[str, Tensor]
+    reference: dict[str, Scores]
+    history: list[dict[str, Any]] = field(default_factory=list)
+    single_task: Scores = field(default_factory=dict)
+    personal: dict[str, dict[str, float]] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps as tensors."""
+        heads = {f"head.{task}": tensor for task, tensor in self.heads.items()}
+        return {name: getattr(self, name) for name in self.TENSORS} | heads
+
+    @classmethod
+    def of(cls, tensors: dict[str, Tensor], facts: dict[str, Any]) -> "State":
+        """The state that a checkpoint holds."""
+        heads = {name.removeprefix("head."): tensors.pop(name) for name in list(tensors) if name.startswith("head.")}
+        return cls(**tensors, heads=heads, **{name: facts[name] for name in cls.FACTS})
