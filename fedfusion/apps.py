@@ -57,8 +57,15 @@ def train(message: Message, context: Context) -> Message:
     arrays: dict[str, np.ndarray] = {"vectors": np.zeros((0, model.layout.dim), np.float32)}
     failed: dict[int, str] = {}
     try:
+        if "merged" in tensors:
+            model.bake(tensors["merged"], _fused_model(_config(message), int(str(facts["rank"]))).layout)
         jobs = [
-            Job(client, start, experiment.suite.train(client, experiment.seed), _head(experiment, model, tensors, client))
+            Job(
+                client,
+                start,
+                experiment.suite.train(client, experiment.seed),
+                _head(experiment, model, tensors, client),
+            )
             for client, start in zip(_ids(facts), tensors["start"], strict=True)
         ]
         trained = experiment.client(
@@ -104,12 +111,14 @@ def measure(message: Message, context: Context) -> Message:
     """Measure the personal adapter of each client named in the message, and the shared one, on its own test data."""
     experiment, model = _workplace(_config(message))
     facts, tensors = _content(message)
-    rank = int(str(facts["rank"]))
+    fused = _fused_model(_config(message), int(str(facts["rank"])))
+    if "merged" in tensors:
+        model.bake(tensors["merged"], fused.layout)
     metrics: dict[str, Any] = {name: [] for name in ("accuracy", "loss", "shared_accuracy", "shared_loss")}
     for client, personal in zip(_ids(facts), tensors["start"], strict=True):
         head, test = _head(experiment, model, tensors, client), experiment.suite.test(experiment.suite.task_of(client))
         own = evaluate(model, personal, test, head)
-        shared = evaluate(_fused_model(_config(message), rank), tensors["shared"], test, head)
+        shared = evaluate(fused, tensors["shared"], test, head)
         for name, value in zip(metrics, (*own.values(), *shared.values()), strict=True):
             metrics[name].append(value)
     return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)

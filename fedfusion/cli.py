@@ -21,7 +21,9 @@ app = typer.Typer(
 Overrides = Annotated[list[str] | None, typer.Argument(help="Hydra overrides, e.g. channel.jsr_db=10 seed=1")]
 Resume = Annotated[
     Path | None,
-    typer.Option(help="Continue the run in this folder; rounds, federation, deadline_s and min_clients may change."),
+    typer.Option(
+        help="Continue the run in this folder; rounds, federation, deadline_s, min_clients, rouge_rows may change."
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 

@@ -1,6 +1,7 @@
 """The resolved experiment: composed by Hydra, checked in one go, carried as one JSON string."""
 
 import datetime
+import importlib.util
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from torch import Tensor
 
 from fedfusion.lora.model import locate
 from fedfusion.rng import generator
@@ -39,14 +41,14 @@ CONF = next(p for p in (Path(__file__).parent / "conf", Path(__file__).parent.pa
 # what --resume may change without changing what is computed in the rounds that are already done
 PATHS = ("model.path", "suite.root", "coupling.adjacency.path")
 CHECKED_ROUNDS = 20  # draws of clients for which the stability of a coupling is checked before the run
-RESUMABLE = frozenset({"rounds", "federation", "run_dir", "deadline_s", "min_clients"})
+RESUMABLE = frozenset({"rounds", "federation", "run_dir", "deadline_s", "min_clients", "rouge_rows"})
 
 
 @runtime_checkable
 class CheckedSuite(Protocol):
     """A suite that can say what is wrong with its data without a model."""
 
-    def check(self) -> None:
+    def check(self, seed: int) -> None:
         """Raise a FedfusionError that says what is wrong."""
 
 
@@ -70,6 +72,8 @@ class Experiment:
         Who measures personal adapters: the `server`, or the `clients`, which measure the realigned one too.
     fused_rank
         LoRA rank of the fused adapter; null is the number of tasks times `model.lora.r`.
+    rouge_rows
+        Test samples per task whose responses are generated after the last round, for their ROUGE-L; `0` is none.
     run_dir
         Folder of the run; null is `runs/` and the time.
     """
@@ -81,8 +85,10 @@ class Experiment:
     deadline_s: float
     evaluation: Literal["server", "clients"]
     fused_rank: int | None
+    rouge_rows: int
     run_dir: str | None
     model: Any
+    head: Any
     suite: TaskSuite
     client: Any
     attack: Attack
@@ -104,6 +110,7 @@ class Experiment:
             f"deadline_s must be positive, got {self.deadline_s}": self.deadline_s > 0,
             f"fused_rank must be at least 1 or null, got {self.fused_rank}": self.fused_rank is None
             or self.fused_rank >= 1,
+            f"rouge_rows must be at least 0, got {self.rouge_rows}": self.rouge_rows >= 0,
             f"min_clients={self.min_clients} must be between 1 and the {drawn} clients of a round "
             "(lower min_clients, or raise suite.clients_per_task or fraction)": 1 <= self.min_clients <= drawn,
             f"attack.f={self.attack.f} Byzantine clients, but there are {n} clients "
@@ -112,21 +119,36 @@ class Experiment:
         if violated := [sentence for sentence, holds in checks.items() if not holds]:
             raise FedfusionError("\n".join(violated))
 
+    def _check_rouge(self) -> None:
+        classes = [task for task in self.suite.tasks if self.suite.num_classes(task)]
+        if classes:
+            raise FedfusionError(
+                f"rouge_rows={self.rouge_rows} needs responses of text, but the labels of task '{classes[0]}' are "
+                "classes (set rouge_rows=0, or choose a suite of instructions, as suite=lists)"
+            )
+        if importlib.util.find_spec("rouge_score") is None:
+            raise FedfusionError(
+                f"rouge_rows={self.rouge_rows} needs rouge-score, which is not installed: "
+                "pip install 'fedfusion[instruct]' (or set rouge_rows=0)"
+            )
+
     def chosen(self, server_round: int) -> set[int]:
         """The clients of a round, drawn by its name."""
         n = self.suite.num_clients
         order = torch.randperm(n, generator=generator(self.seed, "sample", server_round))
         return set(order[: max(1, round(self.fraction * n))].tolist())
 
-    def clients(self, layout: Layout) -> Clients:
+    def clients(self, layout: Layout, initial: Tensor) -> Clients:
         """All clients, and how their tasks are related."""
         tasks = tuple(self.suite.task_of(client) for client in range(self.suite.num_clients))
         related = {(t, o): self.suite.relation(t, o) for t in self.suite.tasks for o in self.suite.tasks}
         relation = torch.tensor([[related[task, other] for other in tasks] for task in tasks])
-        return Clients(layout, tasks, relation)
+        return Clients(layout, tasks, initial, relation)
 
     def check(self) -> None:
-        """Refuse data that cannot be learnt from, and a coupling that diverges, before any model is loaded.
+        """Refuse data that cannot be learnt from, heads and scores that do not fit it, and a coupling that diverges.
+
+        No model is loaded.
 
         Raises
         ------
@@ -134,8 +156,11 @@ class Experiment:
             One sentence per problem.
         """
         if isinstance(self.suite, CheckedSuite):
-            self.suite.check()
-        clients = self.clients(Layout(("nothing",), ((1,),)))
+            self.suite.check(self.seed)
+        self.head.check(self.model, self.suite)
+        if self.rouge_rows:
+            self._check_rouge()
+        clients = self.clients(Layout(("nothing",), ((1,),)), torch.zeros(1))
         adapters = torch.zeros(self.suite.num_clients, 1)
         for server_round in range(1, 1 + (1 if self.fraction == 1 else min(self.rounds, CHECKED_ROUNDS))):
             heard = torch.tensor(sorted(self.chosen(server_round)))

@@ -43,5 +43,5 @@ def _row(group: str, name: str) -> dict[str, str]:
 
 def _documentation(group: str, name: str) -> str:
     node = OmegaConf.load(CONF / group / f"{name}.yaml")
-    target = OmegaConf.select(node, "_target_")
+    target = OmegaConf.select(node.get(group, node), "_target_")  # a global package names its group
     return inspect.getdoc(get_object(target)) or "" if target else ""

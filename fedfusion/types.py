@@ -194,7 +194,8 @@ class Samples:
         """The same samples with `length` token columns: padding is cut off or added, tokens are not."""
 
         def fit(tensor: Tensor, value: int) -> Tensor:
-            return torch.nn.functional.pad(tensor, (0, length - tensor.shape[1]), value=value)
+            beyond = (0, 0) * (tensor.dim() - 2)
+            return torch.nn.functional.pad(tensor, (*beyond, 0, length - tensor.shape[1]), value=value)
 
         inputs = {name: fit(tensor, 0) for name, tensor in self.inputs.items()}
         return Samples(inputs, fit(self.labels, -100) if self.labels.dim() == 2 else self.labels)
@@ -219,6 +220,8 @@ class Clients:
         How an adapter is laid out.
     tasks
         Task of each client.
+    initial : [d]
+        The adapter that everyone started from.
     relation : [N, N]
         How related their tasks are by construction, in [0, 1]; one for the same task, and where nothing is known
         of other tasks, zero for them.
@@ -226,6 +229,7 @@ class Clients:
 
     layout: Layout
     tasks: tuple[str, ...]
+    initial: Tensor
     relation: Tensor
 
 
@@ -254,6 +258,11 @@ class Guard(Protocol):
 
 class Coupling(Protocol):
     """Each client's next personal adapter, pulled towards its relatives or replaced by a common one."""
+
+    @property
+    def into_base(self) -> bool:
+        """Whether the mean of the products goes into everybody's base instead."""
+        ...
 
     def __call__(
         self, adapters: Tensor, heard: Tensor, weights: Tensor, clients: Clients, rng: torch.Generator

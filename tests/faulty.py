@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -16,20 +16,24 @@ class Faulty(LocalTraining):
     faults: Mapping[str, str] = field(default_factory=dict)
     marker: str = ""
 
-    def __call__(self, model, start, data, head, *, seed, server_round, client):
-        fault = self.faults.get(str(client), "")
-        if fault == "raise":
-            raise RuntimeError("out of battery")
-        if fault == "hang":
-            time.sleep(60)
-        if fault == "die" or (fault == "die once" and not Path(self.marker).exists()):
-            Path(self.marker).touch()
-            os._exit(1)
-        update, loss = super().__call__(model, start, data, head, seed=seed, server_round=server_round, client=client)
+    def __call__(self, model, jobs, **names):
+        for fault in (self.faults.get(str(job.client), "") for job in jobs):
+            if fault == "raise":
+                raise RuntimeError("out of battery")
+            if fault == "hang":
+                time.sleep(60)
+            if fault == "die" or (fault == "die once" and not Path(self.marker).exists()):
+                Path(self.marker).touch()
+                os._exit(1)
+        trained = super().__call__(model, jobs, **names)
+        return [self._broken(self.faults.get(str(job.client), ""), t) for job, t in zip(jobs, trained, strict=True)]
+
+    def _broken(self, fault, trained):
+        update = trained.update
         broken = {
             "poison": torch.full_like(update, torch.nan),
             "huge": torch.full_like(update, 1e30),
             "shape": update[:5],
             "dtype": update.double(),
         }
-        return broken.get(fault, update), loss
+        return replace(trained, update=broken.get(fault, update))

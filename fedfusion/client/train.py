@@ -166,11 +166,12 @@ class _Cohort:
         self, plan: LocalTraining, model: LoraModel, jobs: list[Job], steps: list[int], seed: int, server_round: int
     ) -> None:
         self.plan, self.model, self.jobs, self.steps = plan, model, jobs, steps
+        self.data = [job.data for job in jobs]
+        if sum(steps) * plan.batch_size > sum(map(len, self.data)):  # samples are seen more than once
+            self.data = [model.with_prefix(data, plan.max_tokens) for data in self.data]
         self.start = torch.stack([job.start for job in jobs])
         self.params = nn.Parameter(self.start.clone())
-        self.frozen = [
-            slice(model.layout.offsets[i], model.layout.offsets[i + 1]) for i in model.frozen
-        ]
+        self.frozen = [slice(model.layout.offsets[i], model.layout.offsets[i + 1]) for i in model.frozen]
         self.rows = [nn.Parameter(row) for row in self.params.data]  # views: one optimiser state per client
         self.heads = [job.head.trainable() if plan.train_head else job.head for job in jobs]
         groups = [{"params": [row, *head.parameters()]} for row, head in zip(self.rows, self.heads, strict=True)]
@@ -183,16 +184,16 @@ class _Cohort:
     def draw(self, step: int) -> tuple[Samples, Tensor]:
         """The next batch of every client that is still training, one below the other, and whose rows they are."""
         parts = []
-        for k, job in enumerate(self.jobs):
+        for k, data in enumerate(self.data):
             if step >= self.steps[k]:
                 break
-            n = len(job.data)
+            n = len(data)
             while len(self.orders[k]) < min(self.plan.batch_size, n):
                 self.orders[k] = torch.cat([self.orders[k], torch.randperm(n, generator=self.shuffles[k])])
             rows, self.orders[k] = self.orders[k].split(
                 [min(self.plan.batch_size, len(self.orders[k])), max(0, len(self.orders[k]) - self.plan.batch_size)]
             )
-            parts.append(job.data.take(rows))
+            parts.append(self.data[k].take(rows))
         owner = torch.arange(len(parts)).repeat_interleave(torch.tensor([len(part) for part in parts]))
         return concatenate(parts), owner
 

@@ -11,3 +11,4 @@ from fedfusion.coupling.average import Average as Average
 from fedfusion.coupling.average import ProductAverage as ProductAverage
 from fedfusion.coupling.isolated import Isolated as Isolated
 from fedfusion.coupling.laplacian import Laplacian as Laplacian
+from fedfusion.coupling.stacking import Stacking as Stacking

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -26,6 +27,8 @@ class Average:
     https://arxiv.org/abs/1602.05629; Zhang et al., "Towards Building the Federated GPT: Federated Instruction
     Tuning", ICASSP 2024, https://arxiv.org/abs/2305.05644
     """
+
+    into_base: ClassVar[bool] = False
 
     def __call__(
         self, adapters: Tensor, heard: Tensor, weights: Tensor, clients: Clients, rng: torch.Generator
@@ -52,6 +55,8 @@ class ProductAverage:
     Bai et al., "Federated Fine-tuning of Large Language Models under Heterogeneous Tasks and Client Resources",
     NeurIPS 2024, https://arxiv.org/abs/2402.11505
     """
+
+    into_base: ClassVar[bool] = False
 
     def __call__(
         self, adapters: Tensor, heard: Tensor, weights: Tensor, clients: Clients, rng: torch.Generator

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ class Isolated:
     Elbakary et al., "MIRA: A Method of Federated Multi-Task Learning for Large Language Models", IEEE
     Networking Letters 2025, https://doi.org/10.1109/LNET.2025.3539810
     """
+
+    into_base: ClassVar[bool] = False
 
     def __call__(
         self, adapters: Tensor, heard: Tensor, weights: Tensor, clients: Clients, rng: torch.Generator

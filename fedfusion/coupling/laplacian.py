@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import inf
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -54,6 +54,8 @@ class Laplacian:
     Elbakary et al., "MIRA: A Method of Federated Multi-Task Learning for Large Language Models", IEEE
     Networking Letters 2025, https://doi.org/10.1109/LNET.2025.3539810
     """
+
+    into_base: ClassVar[bool] = False
 
     adjacency: Adjacency
     strength: float

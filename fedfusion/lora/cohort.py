@@ -4,18 +4,22 @@ A frozen linear layer is applied to all rows at once; only the two thin LoRA pro
 loss of a cohort is the sum of its clients' mean losses, so every client's gradient is the one it would have alone.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedfusion.lora.first_token import FIRST_TOKEN
-from fedfusion.lora.frozen import LINEAR, freeze
+from fedfusion.lora.frozen import LINEAR, Frozen, freeze
 from fedfusion.types import Layout, Samples
 
 PROMPT = "prompt_embeddings"  # peft's name of the virtual tokens
+PASS = 256  # tokens of padding that cost about as much as one more pass through the model
+PREFIX = "prefix"  # the hidden states below the first adapted layer, as an input
+ENTRIES = {"BertModel": "embeddings", "ViTModel": "embeddings", "GPT2Model": "drop"}  # what makes the first of them
 
 
 @dataclass
@@ -70,7 +74,7 @@ class Dropout:
 class CohortLinear(nn.Module):
     """A frozen linear layer with the adapters of a cohort on it."""
 
-    def __init__(self, base: nn.Module, module: str, stack: Stack) -> None:
+    def __init__(self, base: Frozen, module: str, stack: Stack) -> None:
         super().__init__()
         self.base = base
         self.module = module
@@ -115,12 +119,17 @@ class Cohort:
         self.stack = Stack({}, torch.zeros(0, dtype=torch.long), None, None)
         self.backbone = base.base_model if base.get_output_embeddings() is not None else base
         freeze(self.backbone)
+        self.adapted: list[CohortLinear] = []
         for pair in layout.pairs:
             name = pair.module.removeprefix("base_model.model.")
             parent, _, child = name.rpartition(".")
-            setattr(base.get_submodule(parent), child, CohortLinear(base.get_submodule(name), pair.module, self.stack))
+            self.adapted.append(CohortLinear(base.get_submodule(name), pair.module, self.stack))
+            setattr(base.get_submodule(parent), child, self.adapted[-1])
+        self.prefix: Tensor | None = None
+        self.layers = _layers(self.backbone)
+        self.depth = self._skippable()
         if pooling == "first" and not dropout:  # a pruned layer would draw other masks than a whole one
-            _prune_last_layer(self.backbone)
+            _prune_last(self.layers)
 
     def __call__(
         self, adapters: Tensor, samples: Samples, owner: Tensor, dropout: Sequence[torch.Generator] | None = None
@@ -135,16 +144,45 @@ class Cohort:
         self.stack.dropout = None
         if dropout is not None and self.dropout:
             self.stack.dropout = Dropout(self.dropout, dropout, owner, samples.lengths)
-        inputs = samples.inputs
+        inputs = {name: tensor for name, tensor in samples.inputs.items() if name != PREFIX}
+        self.prefix = samples.inputs.get(PREFIX)
         try:
             if PROMPT in self.layout.names:
                 inputs = self._prompted(entries[self.layout.names.index(PROMPT)], inputs, owner)
             output = self.backbone(**inputs)
         finally:
-            self.stack.factors = {}
+            self.stack.factors, self.prefix = {}, None
         if samples.labels.dim() == 2:
             return output.last_hidden_state[:, -samples.labels.shape[1] :]
         return pool(output, samples, self.pooling)
+
+    @torch.no_grad()
+    def below(self, samples: Samples) -> Tensor:
+        """Hidden states `[n, T, h]` that enter the first adapted layer: the same under every adapter."""
+        seen: list[Tensor] = []
+        hook = self.layers[self.depth].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+        self.backbone(**samples.inputs)
+        hook.remove()
+        return seen[0]
+
+    def bake(self, adapter: Tensor, layout: Layout) -> None:
+        """Add the product of `adapter [d']` to the frozen weights, in place of what was baked before."""
+        for layer, pair in zip(self.adapted, layout.pairs, strict=True):
+            b, a = layout.entry(adapter, pair.b), layout.entry(adapter, pair.a)
+            change = pair.scale * b @ a
+            layer.base.add(change)
+
+    def _skippable(self) -> int:
+        """Let everything below the first adapted layer be skipped where its output is given; how many layers that is."""
+        entry = ENTRIES.get(type(self.backbone).__name__)
+        adapted = [any(isinstance(m, CohortLinear) for m in layer.modules()) for layer in self.layers]
+        if entry is None or not any(adapted) or not adapted.index(True):
+            return 0
+        first = getattr(self.backbone, entry)
+        _bypass(first, lambda *_, **__: self.prefix)
+        for layer in self.layers[: adapted.index(True)]:
+            _bypass(layer, lambda hidden, *_, **__: hidden if self.prefix is not None else None)
+        return adapted.index(True)
 
     def _prompted(self, prompts: Tensor, inputs: Mapping[str, Tensor], owner: Tensor) -> dict[str, Tensor]:
         """Inputs with each owner's virtual tokens `[K, v, h]` before the first."""
@@ -172,9 +210,7 @@ def pool(output: object, samples: Samples, pooling: str) -> Tensor:
     return (hidden * mask).sum(1) / mask.sum(1)
 
 
-def buckets(
-    samples: Samples, owner: Tensor, max_tokens: int, image_tokens: int, whole: bool = False
-) -> list[Tensor]:
+def buckets(samples: Samples, owner: Tensor, max_tokens: int, image_tokens: int, whole: bool = False) -> list[Tensor]:
     """Rows that go through the model together: of like length, at most `max_tokens` tokens with their padding.
 
     Sequences of all clients are sorted by length and cut, so that little is spent on padding; within a bucket rows
@@ -205,10 +241,12 @@ def buckets(
     descending = lengths[order].tolist()
     cuts, start = [], 0
     while start < n:
-        stop = min(n, start + max(1, max_tokens // descending[start]))
-        short = next((i for i in range(start, stop) if 4 * descending[i] < 3 * descending[start]), stop)
-        if 16 * min(short - start, stop - short) >= stop - start:  # else not worth a pass of its own
-            stop = short
+        longest, padding, stop = descending[start], 0, start + 1
+        while stop < n and (stop + 1 - start) * longest <= max_tokens:
+            padding += longest - descending[stop]
+            if padding > PASS:
+                break
+            stop += 1
         cuts.append(order[start:stop].sort().values)
         start = stop
     return cuts
@@ -229,8 +267,25 @@ def unsupported(module: nn.Module, layout: Layout) -> str | None:
     return None
 
 
-def _prune_last_layer(backbone: nn.Module) -> None:
+def _layers(backbone: nn.Module) -> nn.ModuleList:
+    """The layers of an encoder or decoder, where its architecture is known; else none."""
+    inner = getattr(backbone, "encoder", backbone)
+    layers = getattr(inner, "layer", getattr(inner, "layers", getattr(inner, "h", None)))
+    return layers if isinstance(layers, nn.ModuleList) else nn.ModuleList()
+
+
+def _bypass(module: nn.Module, shortcut: Callable[..., Tensor | None]) -> None:
+    """Let `shortcut` answer for the module unless it returns None."""
+    whole = module.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        short = shortcut(*args, **kwargs)
+        return whole(*args, **kwargs) if short is None else short
+
+    module.forward = forward  # type: ignore[method-assign]
+
+
+def _prune_last(layers: nn.ModuleList) -> None:
     """Let the last layer compute what the first token needs, where its architecture is known."""
-    layers = getattr(getattr(backbone, "encoder", backbone), "layer", getattr(backbone, "layers", None))
-    if layers is not None and type(layers[-1]).__name__ in FIRST_TOKEN:
+    if len(layers) and type(layers[-1]).__name__ in FIRST_TOKEN:
         layers[-1] = FIRST_TOKEN[type(layers[-1]).__name__](layers[-1])

@@ -35,8 +35,13 @@ class Frozen(nn.Module):
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
         self.transposed = isinstance(layer, Conv1D)
-        self.weight = layer.weight
+        self.original = layer.weight
+        self.weight: Tensor = layer.weight.detach()
         self.bias = layer.bias
+
+    def add(self, change: Tensor) -> None:
+        """Use the shared weight plus `change [out, in]`; the shared weight stays as it is."""
+        self.weight = self.original.detach() + (change.t() if self.transposed else change).to(self.original.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """The layer's output of `x [..., in]`."""

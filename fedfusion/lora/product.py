@@ -29,9 +29,11 @@ def outside(layout: Layout) -> list[int]:
 
 def plain(layout: Layout, vectors: Tensor) -> Tensor:
     """What is outside every pair in `vectors [..., d]`, flattened: `[..., d_0]`."""
-    return torch.cat([layout.entry(vectors, i).flatten(vectors.dim() - 1) for i in outside(layout)], -1) if outside(
-        layout
-    ) else vectors[..., :0]
+    return (
+        torch.cat([layout.entry(vectors, i).flatten(vectors.dim() - 1) for i in outside(layout)], -1)
+        if outside(layout)
+        else vectors[..., :0]
+    )
 
 
 def gram(layout: Layout, vectors: Tensor) -> Tensor:
@@ -147,6 +149,32 @@ def truncate(pair: Factors, rank: int) -> tuple[Factors, float]:
     return (left.to(b.dtype), right.to(a.dtype)), discarded
 
 
+def accumulate(total: Tensor, target: Layout, vectors: Tensor, weights: Tensor, layout: Layout) -> tuple[Tensor, float]:
+    r"""Add the weighted sum of products, :math:`\sum_k p_k s B_k A_k`, to the product of `total [d']`.
+
+    Parameters
+    ----------
+    total, target
+        What there is already, and its layout; its rank is that of the result.
+    vectors, weights, layout
+        `[n, d]`, `[n]`, and their layout.
+
+    Returns
+    -------
+    total, discarded
+        `[d']`, and the largest share of a module's energy that its rank could not hold.
+    """
+    result, discarded = total.clone(), 0.0
+    for goal, pair in zip(target.pairs, layout.pairs, strict=True):
+        b, a = factors(layout, pair, vectors)
+        parts = [factors(target, goal, total), *zip(weights.to(b.dtype)[:, None, None] * b, a, strict=True)]
+        (b, a), lost = truncate(stack(parts), target.shapes[goal.a][0])
+        target.entry(result, goal.b).copy_(b / goal.scale)
+        target.entry(result, goal.a).copy_(a)
+        discarded = max(discarded, lost)
+    return result, discarded
+
+
 @dataclass(frozen=True)
 class CoreSpace:
     r"""A common orthonormal basis per module for the products of a set of adapters.
@@ -218,7 +246,9 @@ class CoreSpace:
         start = self.layout.dim - len(self.origin)
         for i in outside(target):
             size = target.offsets[i + 1] - target.offsets[i]
-            learnt = coordinates[start : start + size] + self.origin[start - self.layout.dim + len(self.origin) :][:size]
+            learnt = (
+                coordinates[start : start + size] + self.origin[start - self.layout.dim + len(self.origin) :][:size]
+            )
             target.entry(vector, i).copy_(learnt.reshape(target.shapes[i]))
             start += size
         return vector, discarded

@@ -67,6 +67,10 @@ def notes(results: Mapping[str, Any]) -> list[str]:
     said = [f"{_count(len(last['clients']), 'client')}, {_count(len(rounds), 'round')}, seed {results['seed']}"]
     if last["nmse_db"] is not None:
         said.append(f"uplink NMSE in the last round {last['nmse_db']:.1f} dB")
+    if generated := results["metrics"].get("rouge_l"):
+        stages = dict.fromkeys(stage for scores in generated.values() for stage in scores)
+        means = {stage: _mean([s[stage] for s in generated.values() if stage in s]) for stage in stages}
+        said.append("ROUGE-L of generated responses: " + ", ".join(f"{s} {mean:.2f}" for s, mean in means.items()))
     byzantine = sorted({client for record in rounds for client in record["byzantine"]})
     if byzantine:
         attack = experiment["attack"]["_target_"].rpartition(".")[2]

@@ -1,6 +1,7 @@
 """What the server measures: the fused adapter on every task, and its loss on the root set."""
 
 from collections.abc import Mapping, Sequence
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -8,10 +9,19 @@ from torch import Tensor
 
 from fedfusion.client.train import evaluate
 from fedfusion.lora.model import LoraModel
-from fedfusion.tasks.heads import Head, LanguageHead, PrototypeHead
+from fedfusion.tasks.heads import Head, HeadSource, LanguageHead, PrototypeHead, Prototypes
 from fedfusion.types import Samples, TaskSuite, concatenate
 
 Scores = dict[str, dict[str, float]]  # task -> accuracy, loss
+
+
+@runtime_checkable
+class Decoding(Protocol):
+    """A suite whose responses are text."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of a response."""
+        ...
 
 
 class Evaluator:
@@ -25,25 +35,20 @@ class Evaluator:
         The model on which adapters are evaluated.
     seed
         Names the draw of the root set.
+    head
+        What turns features into labels; where labels are tokens, it is the model's own output embeddings.
     """
 
-    def __init__(self, suite: TaskSuite, model: LoraModel, seed: int) -> None:
+    def __init__(self, suite: TaskSuite, model: LoraModel, seed: int, head: HeadSource | None = None) -> None:
         self.suite = suite
         self.model = model
         self.base = model.initial  # B = 0: the base model itself
         self.roots = {task: suite.root(task, seed) for task in suite.tasks}
-        self.heads: dict[str, Head] = {task: self._head(task, root) for task, root in self.roots.items()}
-
-    @torch.no_grad()
-    def _head(self, task: str, root: Samples) -> Head:
-        """Prototypes of the base's features of the root set, or the output embeddings where labels are tokens."""
-        if root.labels.dim() == 2:
-            return LanguageHead(self.model.output)
-        parts = [
-            self.model.features(self.base[None], root.take(rows), torch.zeros(len(rows), dtype=torch.long))[0]
-            for rows in torch.arange(len(root)).split(64)
-        ]
-        return PrototypeHead.fit(torch.cat(parts), root.labels, self.suite.num_classes(task))
+        head = head or Prototypes()
+        self.heads: dict[str, Head] = {
+            task: LanguageHead(model.output) if root.labels.dim() == 2 else head(model, suite, task, root)
+            for task, root in self.roots.items()
+        }
 
     def adopt(self, heads: Mapping[str, Tensor]) -> None:
         """Use heads that clients have trained from now on."""
@@ -62,6 +67,38 @@ class Evaluator:
             client: evaluate(model, adapters[client], self.suite.test(task), self.heads[task])
             for client, task in tasks.items()
         }
+
+    def exact_match(self, model: LoraModel, adapter: Tensor, task: str, rows: int) -> float:
+        """Share of the first `rows` test samples whose generated response begins with the given one, end included."""
+        generated, given = self._responses(model, adapter, task, rows)
+        return _mean([made[: len(right)] == right for made, right in zip(generated, given, strict=True)])
+
+    def rouge_l(self, model: LoraModel, adapter: Tensor, task: str, rows: int) -> float:
+        """Mean ROUGE-L of the generated responses to the first `rows` test samples: the F1 of words in common order.
+
+        Words are of a to z and 0 to 9, in lower case, not stemmed. A response is cut after as many tokens as the
+        longest of the given ones has.
+
+        References
+        ----------
+        Lin, "ROUGE: A Package for Automatic Evaluation of Summaries", ACL workshop Text Summarization Branches Out,
+        2004, https://aclanthology.org/W04-1013
+        """
+        from rouge_score.rouge_scorer import RougeScorer
+
+        assert isinstance(self.suite, Decoding)
+        scorer, decode = RougeScorer(["rougeL"], use_stemmer=False), self.suite.decode
+        pairs = zip(*self._responses(model, adapter, task, rows), strict=True)
+        return _mean([scorer.score(decode(right), decode(made))["rougeL"].fmeasure for made, right in pairs])
+
+    def _responses(
+        self, model: LoraModel, adapter: Tensor, task: str, rows: int
+    ) -> tuple[list[list[int]], list[list[int]]]:
+        """Tokens of the generated and of the given responses to the first `rows` test samples."""
+        samples = self.suite.test(task)
+        samples = samples.take(torch.arange(min(rows, len(samples))))
+        given = [row[row != -100].tolist() for row in samples.labels]
+        return model.generate(adapter, samples, max(map(len, given))), given
 
     def probe(self) -> "RootProbe":
         """The root sets of all tasks together, as the realigner sees them."""
@@ -91,6 +128,10 @@ class RootProbe:
             mine = task[of] == i
             total = total + F.cross_entropy(self.heads[i](features[mine]), labels[mine], reduction="sum")
         return total / len(labels)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
 def summary(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

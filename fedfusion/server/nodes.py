@@ -28,16 +28,19 @@ class Nodes:
         The resolved configuration; every message carries it, so clients need no other.
     hosted
         Client ids by node id, sorted. In simulation every node hosts all of them.
+    fused_rank
+        Rank of multi-task adapters, which clients have to know when they are sent one.
     asked
         The clients that each message sent in the last exchange asked for.
     """
 
     experiment_json: str
     hosted: Mapping[int, Sequence[int]]
+    fused_rank: int = 1
     asked: dict[str, list[int]] = field(default_factory=dict)
 
     @classmethod
-    def meet(cls, grid: Grid, experiment_json: str, num_clients: int, timeout: float) -> "Nodes":
+    def meet(cls, grid: Grid, experiment_json: str, num_clients: int, timeout: float, fused_rank: int = 1) -> "Nodes":
         """Wait until every client is hosted by some node, and learn by which.
 
         Raises
@@ -67,7 +70,7 @@ class Nodes:
                 )
             if not new:
                 time.sleep(0.1)
-        return cls(experiment_json, dict(sorted(hosted.items())))
+        return cls(experiment_json, dict(sorted(hosted.items())), fused_rank)
 
     def groups(self, chosen: Collection[int], size: int) -> list[tuple[int, list[int]]]:
         """Who trains together, and on which node: `size` clients at a time in the order of their ids.
@@ -105,7 +108,12 @@ class Nodes:
                 {
                     "arrays": arrays(start=adapters[torch.tensor(clients)], **tensors, **shared),
                     "config": ConfigRecord(
-                        {"experiment": self.experiment_json, "round": server_round, "clients": list(clients)}
+                        {
+                            "experiment": self.experiment_json,
+                            "round": server_round,
+                            "clients": list(clients),
+                            "rank": self.fused_rank,
+                        }
                     ),
                 }
             )
@@ -184,7 +192,9 @@ class Nodes:
         )
         return updates, dropped
 
-    def heads(self, replies: Iterable[Message], clients: Collection[int], like: Mapping[str, Head], suite: TaskSuite) -> dict[str, Tensor]:
+    def heads(
+        self, replies: Iterable[Message], clients: Collection[int], like: Mapping[str, Head], suite: TaskSuite
+    ) -> dict[str, Tensor]:
         """The mean, by task, of the heads that `clients` trained; those of another shape or not finite are left out."""
         found: dict[str, list[Tensor]] = {}
         for reply in replies:

@@ -9,11 +9,13 @@ import resource
 import sys
 import time
 from collections.abc import Iterator
+from logging import WARNING
 from pathlib import Path
 from typing import Any
 
 import torch
 from flwr.app import ArrayRecord
+from flwr.common import log
 from flwr.serverapp import Grid
 from safetensors.torch import save_file
 
@@ -66,7 +68,7 @@ def _serve(grid: Grid, experiment: Experiment, experiment_json: str, run_dir: Pa
         experiment=experiment,
         experiment_json=experiment_json,
         model=client_model,
-        evaluator=Evaluator(experiment.suite, fused_model, experiment.seed),
+        evaluator=Evaluator(experiment.suite, fused_model, experiment.seed, experiment.head),
         trackers=(Jsonl(run_dir / "metrics.jsonl"), Terminal()),
         checkpoints=Checkpoints(run_dir),
     )
@@ -76,7 +78,7 @@ def _serve(grid: Grid, experiment: Experiment, experiment_json: str, run_dir: Pa
     results = {
         "schema_version": SCHEMA_VERSION,
         "seed": experiment.seed,
-        "metrics": _metrics(strategy),
+        "metrics": _metrics(strategy) | _rouge_l(strategy, experiment.rouge_rows),
         "config": {key: value for key, value in json.loads(experiment_json).items() if key != "run_dir"},
         "versions": versions(),
         "machine": {
@@ -109,6 +111,8 @@ def _save_adapters(run_dir: Path, strategy: RoundStrategy, client_model: LoraMod
     }
     if heads:
         save_file(heads, run_dir / "adapter" / "heads.safetensors")
+    if strategy.experiment.coupling.into_base:
+        return  # everyone has the one model
     for client, adapter in enumerate(strategy.state.adapters):
         if strategy.state.examples[client]:
             folder, task = run_dir / "personal" / f"client-{client:02d}", strategy.suite.task_of(client)
@@ -136,6 +140,21 @@ def _metrics(strategy: RoundStrategy) -> dict[str, Any]:
         },
         "rounds": state.history,
     }
+
+
+def _rouge_l(strategy: RoundStrategy, rows: int) -> dict[str, Any]:
+    """ROUGE-L, by task, of base, realigned and personal adapters on the first `rows` test samples."""
+    if not rows:
+        return {}
+    evaluator, state, suite, scores = strategy.evaluator, strategy.state, strategy.suite, {}
+    for task in suite.tasks:
+        adapters = {"base": evaluator.base, "realigned": state.realigned}
+        scores[task] = {name: evaluator.rouge_l(evaluator.model, a, task, rows) for name, a in adapters.items()}
+        heard = [a for c, a in enumerate(state.adapters) if state.examples[c] and suite.task_of(c) == task]
+        if heard:
+            own = [evaluator.rouge_l(strategy.model, adapter, task, rows) for adapter in heard]
+            scores[task]["personal"] = sum(own) / len(own)
+    return {"rouge_l": scores}
 
 
 def versions() -> dict[str, str | None]:

@@ -20,6 +20,8 @@ class State:
         Training examples behind it; zero until a first upload has been believed.
     fused, realigned : [d']
         Multi-task adapters of the fused rank: fused, then repaired.
+    merged : [d'] or [0]
+        What couplings have added to everybody's base.
     moments : [m, num_clients, d]
         What the server's optimiser keeps.
     heads
@@ -36,13 +38,14 @@ class State:
         What earlier calls of a resumed run have taken.
     """
 
-    TENSORS: ClassVar = ("adapters", "examples", "fused", "realigned", "moments")
+    TENSORS: ClassVar = ("adapters", "examples", "fused", "realigned", "merged", "moments")
     FACTS: ClassVar = ("reference", "history", "single_task", "personal", "seconds")
 
     adapters: Tensor
     examples: Tensor
     fused: Tensor
     realigned: Tensor
+    merged: Tensor
     moments: Tensor
     heads: dict[str, Tensor]
     reference: dict[str, Scores]

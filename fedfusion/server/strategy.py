@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fedfusion.config import Experiment
 from fedfusion.lora.model import LoraModel
-from fedfusion.lora.product import CoreSpace, restrict
+from fedfusion.lora.product import CoreSpace, accumulate, restrict
 from fedfusion.realign import FewShot, Unaligned
 from fedfusion.rng import generator
 from fedfusion.server.checkpoint import Checkpoints
@@ -37,6 +37,17 @@ class Fused:
     adapter: Tensor
     task_vectors: Tensor
     discarded: float
+
+
+@dataclass(frozen=True)
+class Coupled:
+    """What clients start from next and what is behind it, see :class:`State`, and a report of the step."""
+
+    adapters: Tensor
+    examples: Tensor
+    moments: Tensor
+    merged: Tensor
+    report: dict[str, float | None]
 
 
 class RoundStrategy(Strategy):
@@ -77,7 +88,7 @@ class RoundStrategy(Strategy):
         self.nodes = Nodes(experiment_json, {})
         drawn = torch.randperm(self.suite.num_clients, generator=self._rng("byzantine"))
         self.byzantine = tuple(sorted(drawn[: experiment.attack.f].tolist()))
-        self.clients = experiment.clients(self.layout)
+        self.clients = experiment.clients(self.layout, model.initial)
         self.state = self._resumed() or self._fresh()
         self.evaluator.adopt(self.state.heads)
 
@@ -96,9 +107,11 @@ class RoundStrategy(Strategy):
         self.evaluator.adopt(state.heads)
 
         intact = trained.keep([i for i, client in enumerate(trained.clients) if client not in guarded.refused])
-        fused_clean = self._fuse(*self._couple(intact, server_round)[:2])
-        state.adapters, state.examples, state.moments, coupled = self._couple(believed, server_round)
-        fused = self._fuse(state.adapters, state.examples)
+        fused_clean = self._fuse(self._couple(intact, server_round))
+        coupled = self._couple(believed, server_round)
+        state.adapters, state.examples = coupled.adapters, coupled.examples
+        state.moments, state.merged = coupled.moments, coupled.merged
+        fused = self._fuse(coupled)
         state.fused = fused.adapter
         state.realigned = experiment.realign(
             fused.adapter, fused.task_vectors, self.evaluator.probe(), self._rng("realign", server_round)
@@ -124,7 +137,7 @@ class RoundStrategy(Strategy):
             "nmse_db": _db(
                 _mean([nmse for c, nmse in zip(sent.clients, uplink.nmse, strict=True) if c in intact.clients])
             ),
-            "coupling": coupled,
+            "coupling": coupled.report,
             "discarded_energy": fused.discarded,
             "mean": {name: summary(score)["mean"] for name, score in scores.items()},
             "worst": {name: summary(score)["worst"] for name, score in scores.items()},
@@ -133,8 +146,8 @@ class RoundStrategy(Strategy):
         state.history.append(record)
         return arrays(realigned=state.realigned), MetricRecord({"accuracy": record["mean"]["realigned"]})
 
-    def _couple(self, updates: Updates, server_round: int) -> tuple[Tensor, Tensor, Tensor, dict[str, float | None]]:
-        """Next personal adapters of all clients and what is behind them, the optimiser's moments, and a report."""
+    def _couple(self, updates: Updates, server_round: int) -> "Coupled":
+        """What clients start from next, after `updates`."""
         state = self.state
         adapters, examples = state.adapters.clone(), state.examples.clone()
         heard = torch.tensor(updates.clients, dtype=torch.long)
@@ -143,9 +156,17 @@ class RoundStrategy(Strategy):
         weights = examples[heard].double()
         rng = self._rng("coupling", server_round)
         coupled, report = self.experiment.coupling(adapters, heard, weights / weights.sum(), self.clients, rng)
-        step, moments = self.experiment.server_optimizer(coupled - state.adapters, state.moments, server_round)
+        change = coupled - state.adapters
+        step, moments = self.experiment.server_optimizer(change, state.moments, server_round)
+        unchanged = ~change.any(1)  # whoever keeps its adapter does not drift on momentum either
+        step[unchanged], moments[:, unchanged] = 0.0, state.moments[:, unchanged]
+        merged = state.merged
+        if self.experiment.coupling.into_base:
+            target = self.evaluator.model.layout
+            merged, discarded = accumulate(merged, target, adapters[heard], weights / weights.sum(), self.layout)
+            report = {**report, "discarded": discarded}
         finite = {name: value if isfinite(value) else None for name, value in report.items()}
-        return state.adapters + step, examples, moments, finite
+        return Coupled(state.adapters + step, examples, moments, merged, finite)
 
     def _starts(self) -> Tensor:
         """What clients are sent: their personal adapters, cut to their own ranks."""
@@ -155,18 +176,21 @@ class RoundStrategy(Strategy):
         own = torch.tensor([ranks[client % len(ranks)] for client in range(self.suite.num_clients)])
         return restrict(self.layout, self.state.adapters, own)
 
-    def _task_means(self) -> dict[str, Tensor]:
-        """The mean adapter `[T, d]` of every task, where the clients' regulariser asks for it."""
+    def _shared(self) -> dict[str, Tensor]:
+        """What goes to all clients alike, if asked for: what was added to the base, and the tasks' mean adapters."""
+        merged = {"merged": self.state.merged} if self.experiment.coupling.into_base else {}
         if not self.experiment.client.regularizer.needs_tasks:
-            return {}
+            return merged
         tasks = [self.suite.task_of(client) for client in range(self.suite.num_clients)]
         rows = [[client for client, t in enumerate(tasks) if t == task] for task in self.suite.tasks]
-        return {"tasks": torch.stack([self.state.adapters[mine].mean(0) for mine in rows])}
+        return merged | {"tasks": torch.stack([self.state.adapters[mine].mean(0) for mine in rows])}
 
     def _personal(self, clients: Sequence[int]) -> dict[str, dict[str, float]]:
         """Score of the personal adapter that each of `clients` will start from next."""
         if self.experiment.evaluation == "clients":
             return {}  # they are asked once the round is done, see :meth:`start`
+        if self.experiment.coupling.into_base:
+            self.model.bake(self.state.merged, self.evaluator.model.layout)
         scores = self.evaluator.personal(self.model, self._starts(), clients)
         return {str(client): score for client, score in scores.items()}
 
@@ -179,8 +203,11 @@ class RoundStrategy(Strategy):
                 scores[task] = {name: _mean([score[name] for score in own]) for name in own[0]}
         return scores
 
-    def _fuse(self, adapters: Tensor, examples: Tensor) -> "Fused":
+    def _fuse(self, coupled: "Coupled") -> "Fused":
         """Aggregate within each task and fuse across tasks, on products."""
+        if self.experiment.coupling.into_base:  # there is one model, and everyone has it
+            return Fused(coupled.merged, torch.zeros(0, 0), coupled.report["discarded"] or 0.0)
+        adapters, examples = coupled.adapters, coupled.examples
         known = torch.nonzero(examples)[:, 0]
         core = CoreSpace.of(self.layout, adapters[known], self.model.initial)
         tasks = [self.suite.task_of(int(client)) for client in known]
@@ -210,7 +237,10 @@ class RoundStrategy(Strategy):
         self.summary()
         result = Result()
         try:
-            self.nodes = Nodes.meet(grid, self.experiment_json, self.suite.num_clients, max(timeout, STARTUP_S))
+            fused = self.evaluator.model.layout
+            rank = max((fused.shapes[pair.a][0] for pair in fused.pairs), default=1)
+            patience = max(timeout, STARTUP_S)
+            self.nodes = Nodes.meet(grid, self.experiment_json, self.suite.num_clients, patience, rank)
             for server_round in range(len(self.state.history) + 1, num_rounds + 1):
                 messages = list(self.configure_train(server_round, ArrayRecord(), ConfigRecord(), grid))
                 report = partial(self._report, server_round)
@@ -236,7 +266,7 @@ class RoundStrategy(Strategy):
         """One message per group of clients that train together."""
         groups = self.nodes.groups(self.experiment.chosen(server_round), self.experiment.client.cohort_size)
         return self.nodes.messages(
-            server_round, groups, self._starts(), self.suite, self.evaluator.heads, **self._task_means()
+            server_round, groups, self._starts(), self.suite, self.evaluator.heads, **self._shared()
         )
 
     def configure_evaluate(
@@ -246,7 +276,14 @@ class RoundStrategy(Strategy):
         groups = self.nodes.groups(self.experiment.chosen(server_round), self.experiment.client.cohort_size)
         kind, shared = MessageType.EVALUATE, self.state.realigned
         return self.nodes.messages(
-            server_round, groups, self._starts(), self.suite, self.evaluator.heads, kind, shared=shared
+            server_round,
+            groups,
+            self._starts(),
+            self.suite,
+            self.evaluator.heads,
+            kind,
+            **self._shared(),
+            shared=shared,
         )
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
@@ -299,7 +336,8 @@ class RoundStrategy(Strategy):
         reference = {"base": self.evaluator(base), "control": self.evaluator(control)}
         adapters = self.model.initial.repeat(n, 1)
         moments = torch.zeros(self.experiment.server_optimizer.num_moments, n, self.layout.dim)
-        return State(adapters, torch.zeros(n, dtype=torch.long), base, base, moments, {}, reference)
+        merged = base if self.experiment.coupling.into_base else torch.zeros(0)
+        return State(adapters, torch.zeros(n, dtype=torch.long), base, base, merged, moments, {}, reference)
 
     def _resumed(self) -> State | None:
         """The state of the last checkpoint, if there is one."""

@@ -53,6 +53,17 @@ TASKS: Mapping[str, tuple[Domain, tuple[int, ...]]] = {
     "occluded-quarters": (_occlude, tuple(d % 4 for d in DIGITS)),
 }
 
+NAMES: Mapping[str, tuple[str, ...]] = {
+    "upright-digit": ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
+    "mirrored-parity": ("even digit", "odd digit"),
+    "flipped-size": ("digit below five", "digit of five or more"),
+    "rotated-thirds": ("multiple of three", "multiple of three plus one", "multiple of three plus two"),
+    "noisy-prime": ("digit that is not prime", "prime digit"),
+    "inverted-strokes": ("digit with curves", "digit of straight strokes"),
+    "sheared-loops": ("digit without loops", "digit with one loop", "digit with two loops"),
+    "occluded-quarters": ("multiple of four", *(f"multiple of four plus {n}" for n in ("one", "two", "three"))),
+}
+
 
 @lru_cache(maxsize=1)
 def _images() -> dict[str, tuple[Tensor, Tensor]]:
@@ -134,6 +145,10 @@ class Digits8:
     def num_classes(self, task: str) -> int:
         """Number of labels of a task."""
         return max(TASKS[task][1]) + 1
+
+    def class_names(self, task: str) -> tuple[str, ...]:
+        """What the labels of a task are called, in the order of their ids."""
+        return NAMES[task]
 
     def relation(self, task: str, other: str) -> float:
         """One for a task and itself; all are of the same digits, and none is closer to another by construction."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
 
+import PIL
 import PIL.Image
 import torch
 from datasets import Dataset
@@ -126,8 +127,10 @@ class Image:
         for i, value in enumerate(rows["image"]):
             try:
                 _open(value)
-            except (OSError, ValueError, SyntaxError, TypeError) as error:  # what Pillow raises on broken files
-                yield i, f"image cannot be read ({str(error).splitlines()[0]})"
+            except PIL.UnidentifiedImageError:
+                yield i, f"image{_path(value)} is not in a format that Pillow reads"
+            except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
+                yield i, f"image{_path(value)} cannot be read ({str(error).splitlines()[0]})"
 
     def __call__(self, rows: Dataset) -> Samples:
         """The samples of all rows, in their order."""
@@ -242,6 +245,13 @@ class Instruct:
         inputs: dict[str, Tensor] = {"input_ids": filled, "attention_mask": mask.long()}
         return Samples(inputs, filled.masked_fill(~response_only, -100))
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of a response, up to its end-of-sequence token."""
+        tokenizer, tokens = _tokenizer(self.tokenizer, self.max_length), list(ids)
+        if tokenizer.eos_token_id in tokens:
+            tokens = tokens[: tokens.index(tokenizer.eos_token_id)]
+        return str(tokenizer.decode(tokens, skip_special_tokens=True)).strip()
+
 
 def _without_middle(tokens: list[int], length: int) -> list[int]:
     """Both ends of `tokens`, `length` together: the instruction stands first, the cue for the response last."""
@@ -258,8 +268,14 @@ def _empty(values: Sequence[object], name: str) -> Iterator[Problem]:
 def _open(value: Any) -> PIL.Image.Image:
     if isinstance(value, Mapping):
         value = value["bytes"] if value["bytes"] is not None else value["path"]
+    if not value:
+        raise ValueError("there is nothing in it")
     with PIL.Image.open(io.BytesIO(value) if isinstance(value, bytes) else value) as image:
         return image.convert("RGB")
+
+
+def _path(value: Any) -> str:
+    return f" {value['path']}" if isinstance(value, Mapping) and value["path"] else ""
 
 
 def _check_length(max_length: int) -> None:

@@ -43,6 +43,14 @@ def split(
     labels = "partition", task
     order = torch.randperm(len(table), generator=generator(seed, *labels))
     accepted, fixed = inspect.signature(partitioner).parameters, getattr(partitioner, "keywords", {})
+    column = fixed.get("partition_by")
+    if column is not None and column not in table.column_names:
+        raise FedfusionError(
+            f"suite.partitioner.partition_by={column}: the rows of task '{task}' have no such column "
+            f"(choose among {', '.join(table.column_names)}, or another partition)"
+        )
+    if len(table) < parts:
+        raise _empty(len(table), task, len(table), parts)
     given = {"num_partitions": parts, "seed": seed_of(seed, *labels)}
     try:
         with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
@@ -56,10 +64,13 @@ def split(
             f"({str(error).strip().splitlines()[0]}; choose another partition, or lower suite.clients_per_task)"
         ) from error
     shares = [[row for rows in made[i::parts] for row in rows] for i in range(parts)]
-    for client, share in enumerate(shares):
-        if not share:
-            raise FedfusionError(
-                f"suite.partitioner: client {client} of task '{task}' is left without data ({len(table)} rows for "
-                f"{parts} clients; lower suite.clients_per_task={parts}, or choose an evener partition)"
-            )
+    if [] in shares:
+        raise _empty(shares.index([]), task, len(table), parts)
     return tuple(torch.tensor(share, dtype=torch.long) for share in shares)
+
+
+def _empty(client: int, task: str, rows: int, parts: int) -> FedfusionError:
+    return FedfusionError(
+        f"suite.partitioner: client {client} of task '{task}' is left without data ({rows} rows for {parts} clients; "
+        f"lower suite.clients_per_task={parts}, or choose an evener partition)"
+    )

@@ -112,6 +112,12 @@ class Suite:
         """The test rows of a task."""
         return self._present(task, "test")
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of a response; only where responses are text."""
+        if not isinstance(self.encoder, Instruct):
+            raise FedfusionError(f"suite: {type(self.encoder).__name__} encodes labels, not responses")
+        return self.encoder.decode(ids)
+
     def check(self, seed: int = 0) -> None:
         """Read all rows of all tasks and divide them, without encoding any.
 
@@ -215,7 +221,7 @@ class Suite:
                 found.setdefault(text, []).append(int(chosen[i]) + 1)
             raise FedfusionError(
                 "\n".join(
-                    f"{place}, row {at[0]}: {text}" + (f", and in {len(at) - 1} rows more" if len(at) > 1 else "")
+                    f"{place}, row {at[0]}: {text}" + (f", and {len(at) - 1} more rows" if len(at) > 1 else "")
                     for text, at in found.items()
                 )
             )

@@ -1,11 +1,12 @@
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModel, ViTConfig, ViTModel
+from tiny import clip, gpt2, samples
+from transformers import AutoModel, AutoModelForCausalLM, CLIPVisionModelWithProjection, ViTConfig, ViTModel
 
 from fedfusion.lora import product
-from fedfusion.lora.model import LoraModel, Model
-from fedfusion.types import FedfusionError
+from fedfusion.lora.model import LoraModel, Model, locate
+from fedfusion.types import FedfusionError, Samples
 
 LORA = {"r": 3, "lora_alpha": 6, "target_modules": ["q_proj", "fc1"]}
 LOAD = {"add_pooling_layer": False}
@@ -24,11 +25,16 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def images(rng):
-    return {"pixel_values": torch.randn(5, 1, 8, 8, generator=rng)}
+    return Samples({"pixel_values": torch.randn(5, 1, 8, 8, generator=rng)}, torch.zeros(5, dtype=torch.long))
+
+
+def features(model, images, adapter):
+    with torch.no_grad():
+        return model.features(adapter[None], images, torch.zeros(len(images), dtype=torch.long))[0]
 
 
 def adapter_of(model, rng):
-    return model.read() + 0.1 * torch.randn(model.layout.dim, generator=rng)
+    return model.initial + 0.1 * torch.randn(model.layout.dim, generator=rng)
 
 
 def test_the_layout_knows_every_pair(folder):
@@ -39,35 +45,16 @@ def test_the_layout_knows_every_pair(folder):
         assert layout.shapes[pair.a][0] == layout.shapes[pair.b][1] == 3
 
 
-def test_a_fresh_adapter_changes_nothing_and_is_named_by_its_seed(folder, images):
+@pytest.mark.parametrize("engine", ["cohort", "peft"])
+def test_a_fresh_adapter_changes_nothing_and_is_named_by_its_seed(folder, images, engine):
     spec = Model(str(folder), LORA, LOAD)
-    model = LoraModel(spec, seed=0)
+    model = LoraModel(spec, seed=0, engine=engine)
     base = AutoModel.from_pretrained(folder, **LOAD)
     with torch.no_grad():
-        torch.testing.assert_close(model.features(images), base(**images).last_hidden_state[:, 0])
-    assert torch.equal(model.read(), LoraModel(spec, seed=0).read())
-    assert not torch.equal(model.read(), LoraModel(spec, seed=1).read())
-
-
-def test_reading_writing_and_calling_as_a_function_agree(folder, images, rng):
-    model = LoraModel(Model(str(folder), LORA, LOAD), seed=0)
-    adapter = adapter_of(model, rng)
-    with torch.no_grad():
-        functional = model.features(images, adapter)
-        assert not torch.equal(model.read(), adapter)
-        model.write(adapter)
-        torch.testing.assert_close(model.features(images), functional)
-    assert torch.equal(model.read(), adapter)
-
-
-def test_gradients_of_the_parameters_land_in_the_flat_vector(folder, images, rng):
-    model = LoraModel(Model(str(folder), LORA, LOAD), seed=0)
-    model.write(adapter_of(model, rng))
-    model.features(images).square().sum().backward()
-    leaf = model.read().requires_grad_()
-    model.features(images, leaf).square().sum().backward()
-    torch.testing.assert_close(model.flat.grad, leaf.grad, rtol=1e-4, atol=1e-5)
-    assert leaf.grad.abs().max() > 0
+        expected = base(**images.inputs).last_hidden_state[:, 0]
+    torch.testing.assert_close(features(model, images, model.initial), expected)
+    assert torch.equal(model.initial, LoraModel(spec, seed=0).initial)
+    assert not torch.equal(model.initial, LoraModel(spec, seed=1).initial)
 
 
 def test_peft_loads_what_is_saved_and_it_can_be_read_back(folder, images, rng, tmp_path):
@@ -76,13 +63,14 @@ def test_peft_loads_what_is_saved_and_it_can_be_read_back(folder, images, rng, t
     model.save(tmp_path, adapter)
     loaded = PeftModel.from_pretrained(AutoModel.from_pretrained(folder, **LOAD), tmp_path)
     with torch.no_grad():
-        torch.testing.assert_close(loaded(**images).last_hidden_state[:, 0], model.features(images, adapter))
+        expected = loaded(**images.inputs).last_hidden_state[:, 0]
+    torch.testing.assert_close(features(model, images, adapter), expected)
     assert torch.equal(model.load(tmp_path), adapter)
 
 
 def test_an_adapter_of_another_rank_is_refused(folder, tmp_path):
     model = LoraModel(Model(str(folder), LORA, LOAD), seed=0)
-    model.save(tmp_path, model.read())
+    model.save(tmp_path, model.initial)
     other = LoraModel(Model(str(folder), LORA, LOAD), seed=0, rank=5)
     with pytest.raises(FedfusionError, match=r"has shape \(3, 8\), the layout expects \(5, 8\)"):
         other.load(tmp_path)
@@ -94,19 +82,20 @@ def test_the_sum_of_products_is_the_sum_of_merged_weights(folder, images, rng):
     model = LoraModel(spec, seed=0)
     adapters = torch.stack([adapter_of(model, rng) for _ in range(2)])
     wide = LoraModel(spec, seed=0, rank=6)
-    core = product.CoreSpace.of(model.layout, adapters)
+    core = product.CoreSpace.of(model.layout, adapters, model.initial)
     fused, _ = core.to_adapter(core.project(model.layout, adapters).sum(0), wide.layout)
     base = AutoModel.from_pretrained(folder, **LOAD)
     total = {name: weight.clone() for name, weight in base.state_dict().items()}
     for adapter in adapters:
-        model.write(adapter)
         for pair in model.layout.pairs:
-            layer = model.module.get_submodule(pair.module)
+            layer, state = model.module.get_submodule(pair.module), model.layout.unflatten(adapter)
+            layer.lora_A["default"].weight.data = state[model.layout.names[pair.a]]
+            layer.lora_B["default"].weight.data = state[model.layout.names[pair.b]]
             total[pair.module.removeprefix("base_model.model.") + ".weight"] += layer.get_delta_weight("default")
     base.load_state_dict(total)
     with torch.no_grad():
-        expected = base(**images).last_hidden_state[:, 0]
-        torch.testing.assert_close(wide.features(images, fused), expected, rtol=1e-4, atol=1e-4)
+        expected = base(**images.inputs).last_hidden_state[:, 0]
+    torch.testing.assert_close(features(wide, images, fused), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_models_share_one_frozen_base(folder):
@@ -118,9 +107,100 @@ def test_models_share_one_frozen_base(folder):
 @pytest.mark.parametrize("path", ["/no/such/folder", "no-such-model", "owner/never-downloaded"])
 def test_a_model_that_is_nowhere_is_refused(path):
     with pytest.raises(FedfusionError, match="model.path: no model at"):
-        Model(path, LORA).locate()
+        locate(path)
 
 
-def test_parameters_outside_lora_are_refused_by_name(folder):
-    with pytest.raises(FedfusionError, match="model.lora trains '.*bias', which is not a LoRA factor"):
-        LoraModel(Model(str(folder), {**LORA, "bias": "all"}, LOAD), seed=0)
+@pytest.mark.parametrize("more, why", [({"use_dora": True}, "lora_magnitude"), ({"bias": "all"}, "bias")])
+def test_what_the_cohort_engine_cannot_do_runs_on_peft(folder, images, more, why, rng, tmp_path):
+    """With an adapter that has parameters outside every pair, read back and loaded by peft."""
+    model = LoraModel(Model(str(folder), {**LORA, **more}, LOAD), seed=0)
+    assert model.cohort is None and why in model.fallback
+    adapter = adapter_of(model, rng)
+    expected = features(model, images, adapter)
+    model.save(tmp_path, adapter)
+    loaded = PeftModel.from_pretrained(AutoModel.from_pretrained(folder, **LOAD), tmp_path)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(**images.inputs).last_hidden_state[:, 0], expected)
+    core = product.CoreSpace.of(model.layout, adapter[None], model.initial)
+    again, _ = core.to_adapter(core.project(model.layout, adapter[None])[0], model.layout)
+    torch.testing.assert_close(features(model, images, again), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_targets_that_match_nothing_and_ranks_above_the_width_are_refused(folder):
+    with pytest.raises(FedfusionError, match="model.lora: peft refuses it .*no_such_layer"):
+        LoraModel(Model(str(folder), {**LORA, "target_modules": ["no_such_layer"]}, LOAD), seed=0)
+    with pytest.raises(FedfusionError, match=r"model.lora.r=9 exceeds the width 8 of '.*q_proj'"):
+        LoraModel(Model(str(folder), {**LORA, "r": 9}, LOAD), seed=0)
+
+
+def test_the_base_in_bfloat16_gives_nearly_the_same_features(folder, images, rng):
+    exact, coarse = (LoraModel(Model(str(folder), LORA, LOAD, precision=p), seed=0) for p in ("fp32", "bf16"))
+    adapter = adapter_of(exact, rng)
+    ours, theirs = features(coarse, images, adapter), features(exact, images, adapter)
+    assert ours.dtype == torch.float32 and 0 < (ours - theirs).abs().max() < 0.1 * theirs.abs().max()
+
+
+def test_prompt_tuning_is_that_of_peft(tmp_path, rng):
+    spec = gpt2(tmp_path / "base", num_virtual_tokens=3)
+    model, data = LoraModel(spec, seed=0), samples("gpt2", 4, rng)
+    assert model.layout.pairs == () and model.layout.shapes == ((3, 16),)
+    adapter = model.initial + torch.randn(model.layout.dim, generator=rng)
+    model.save(tmp_path / "adapter", adapter)
+    base = AutoModelForCausalLM.from_pretrained(spec.path)
+    loaded = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    with torch.no_grad():
+        logits = loaded(**data.inputs).logits[:, 3:]
+    found, labels, rows = model.features(adapter[None], data, torch.zeros(4, dtype=torch.long))
+    where = torch.nonzero(data.labels[:, 1:] != -100)
+    torch.testing.assert_close(found @ model.output.T, logits[where[:, 0], where[:, 1]], rtol=1e-4, atol=1e-4)
+    assert torch.equal(rows, where[:, 0]) and torch.equal(labels, data.labels[where[:, 0], where[:, 1] + 1])
+    assert torch.equal(model.load(tmp_path / "adapter"), adapter)
+
+
+@pytest.mark.parametrize("engine", ["cohort", "peft"])
+def test_the_projected_features_of_clip_are_those_of_peft(tmp_path, rng, engine):
+    model = LoraModel(clip(tmp_path / "base"), seed=0, engine=engine)
+    assert model.fallback is None and len(model.layout.pairs) == 4 and model.image_tokens == 5
+    adapters = torch.stack([adapter_of(model, rng) for _ in range(2)])
+    data = Samples({"pixel_values": torch.randn(6, 1, 32, 32, generator=rng)}, torch.zeros(6, dtype=torch.long))
+    owner = torch.tensor([0, 0, 0, 0, 1, 1])
+    with torch.no_grad():
+        found = model.features(adapters, data, owner)[0]
+    for k, adapter in enumerate(adapters):
+        model.save(tmp_path / f"{k}", adapter)
+        base = CLIPVisionModelWithProjection.from_pretrained(model.model.path)
+        with torch.no_grad():
+            expected = PeftModel.from_pretrained(base, tmp_path / f"{k}").eval()(**data.take(owner == k).inputs)
+        torch.testing.assert_close(found[owner == k], expected.image_embeds, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [{}, {"num_virtual_tokens": 3}], ids=["lora", "prompt"])
+@pytest.mark.parametrize("engine", ["cohort", "peft"])
+def test_responses_are_what_transformers_generates_row_by_row(tmp_path, rng, kind, engine):
+    """Prompts of different lengths; a model that likes to end."""
+    spec = gpt2(tmp_path / "base", **kind)
+    model, data = LoraModel(spec, seed=0, engine=engine), samples("gpt2", 40, rng)
+    adapter = model.initial + torch.randn(model.layout.dim, generator=rng)
+    with torch.no_grad():
+        model.output[0] *= 3.0  # the end of the sequence
+    made = model.generate(adapter, data, 6)
+    model.save(tmp_path / "adapter", adapter)
+    base = AutoModelForCausalLM.from_pretrained(spec.path)
+    with torch.no_grad():
+        base.lm_head.weight[0] *= 3.0
+    loaded = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    for row, response in enumerate(made):
+        prompt = data.inputs["input_ids"][row, : int((data.labels[row] != -100).int().argmax())][None]
+        expected = prompt
+        while expected.shape[1] < prompt.shape[1] + 6 and not (expected.shape[1] > prompt.shape[1] and expected[0, -1] == 0):
+            with torch.no_grad():
+                expected = torch.cat([expected, loaded(input_ids=expected).logits[:, -1:].argmax(-1)], dim=1)
+        assert response == expected[0, prompt.shape[1] :].tolist()
+    assert {len(response) for response in made} > {6}
+
+
+def test_responses_stop_where_the_model_has_no_more_positions(tmp_path, rng):
+    model, data = LoraModel(gpt2(tmp_path), seed=0), samples("gpt2", 3, rng, longest=9)
+    made = model.generate(model.initial, data, 1000)
+    longest = max(int((row != -100).int().argmax()) for row in data.labels)
+    assert max(map(len, made)) <= 32 - longest

@@ -88,14 +88,14 @@ def test_truncation_of_nothing_discards_nothing():
 
 def test_core_space_keeps_inner_products(layout, rng):
     vectors = torch.randn(4, layout.dim, generator=rng)
-    core = product.CoreSpace.of(layout, vectors)
+    core = product.CoreSpace.of(layout, vectors, vectors[0])
     coordinates = core.project(layout, vectors).double()
     torch.testing.assert_close(coordinates @ coordinates.T, product.gram(layout, vectors), rtol=1e-4, atol=1e-4)
 
 
 def test_core_space_sums_products_not_factors(layout, rng):
     vectors = torch.randn(3, layout.dim, generator=rng)
-    core = product.CoreSpace.of(layout, vectors)
+    core = product.CoreSpace.of(layout, vectors, vectors[0])
     weights = torch.tensor([0.5, -1.0, 2.0])
     wide = Layout(layout.names, ((6, 5), (7, 6), (9, 6), (4, 9)), (Pair("x", 0, 1, 3.0), Pair("y", 2, 3, 0.25)))
     adapter, discarded = core.to_adapter(weights @ core.project(layout, vectors), wide)

@@ -51,5 +51,5 @@ def test_orthogonal_directions_and_a_single_task_cost_nothing(layout, params, ta
 
 @pytest.mark.parametrize("strength", [-1.0, float("inf"), float("nan")])
 def test_a_strength_out_of_range_is_refused(strength):
-    with pytest.raises(FedfusionError, match="regularizer.strength must be"):
+    with pytest.raises(FedfusionError, match="client.regularizer.strength must be"):
         Orthogonal(strength)

@@ -28,5 +28,5 @@ def test_it_is_zero_at_the_anchor(rng):
 
 @pytest.mark.parametrize("mu", [-1.0, float("inf"), float("nan")])
 def test_a_strength_out_of_range_is_refused(mu):
-    with pytest.raises(FedfusionError, match="regularizer.mu must be"):
+    with pytest.raises(FedfusionError, match="client.regularizer.mu must be"):
         Proximal(mu)

@@ -8,6 +8,7 @@ from flwr.app import Context, RecordDict
 from fedfusion.apps import client_app, server_app
 from fedfusion.config import resolve, to_json
 from fedfusion.federation.inline import InlineGrid
+from fedfusion.reporting.report import notes
 from fedfusion.types import FedfusionError
 
 
@@ -40,3 +41,17 @@ def test_a_folder_that_another_process_writes_to_is_refused(tmp_path):
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(FedfusionError, match="another process is still writing to"):
             run(tmp_path)
+
+
+def test_responses_are_generated_and_scored_after_the_last_round(tmp_path):
+    tasks = ["reverse-digits", "reverse-letters"]
+    overrides = [f"suite.tasks=[{','.join(tasks)}]", "suite=lists", "model=gpt2_lists", "suite.shots=2", "rounds=1"]
+    small = ["client.steps=2", "realign.steps=2", "+suite.max_train=32", "+suite.max_test=8", "fraction=0.5"]
+    cfg = resolve([*overrides, *small, "rouge_rows=4", f"run_dir='{tmp_path}'"])
+    server_app(InlineGrid(client_app, 4, 60.0), Context(1, 0, {}, RecordDict(), {"config": to_json(cfg)}))
+    results = json.loads((tmp_path / "results.json").read_text())
+    scores = results["metrics"]["rouge_l"]
+    assert list(scores) == tasks and {len(score) for score in scores.values()} == {2, 3}  # one client was heard
+    assert all(0 <= value <= 1 for score in scores.values() for value in score.values())
+    (note,) = [line for line in notes(results) if line.startswith("ROUGE-L of generated responses: base 0.")]
+    assert ", realigned 0." in note and ", personal 0." in note

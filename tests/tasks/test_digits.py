@@ -65,3 +65,14 @@ def test_any_partitioner_of_flwr_datasets_serves():
 def test_meaningless_settings_are_refused(settings):
     with pytest.raises(FedfusionError, match="suite."):
         Digits8(IidPartitioner, **settings)
+
+
+def test_no_two_tasks_are_related_by_construction(suite):
+    assert suite.relation("upright-digit", "upright-digit") == 1
+    assert suite.relation("upright-digit", "noisy-prime") == 0
+
+
+def test_a_client_without_data_is_refused():
+    suite = Digits8(IidPartitioner, tasks=["upright-digit"], clients_per_task=1001)
+    with pytest.raises(FedfusionError, match="client 1000 of task 'upright-digit' is left without data"):
+        suite.check()
