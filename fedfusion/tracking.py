@@ -90,6 +90,7 @@ class Terminal:
     def finished(self, record: Mapping[str, Any]) -> None:
         """One line per round."""
         means = {name.removeprefix("fused_").removesuffix("_task"): value for name, value in record["mean"].items()}
+        means = {name: value for name, value in means.items() if name != "clean"}  # a line of 80 characters
         parts = [f"loss {record['train_loss']:.2f}", *(f"{name} {value:.3f}" for name, value in means.items())]
         self.console.print(f"round {record['round']}/{self.num_rounds}  {'  '.join(parts)}")
         for client, reason in record["dropped"].items():

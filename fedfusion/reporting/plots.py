@@ -15,6 +15,7 @@ from matplotlib.figure import Figure  # noqa: E402
 STAGES = {
     "base": ("base", "#999999"),
     "single_task": ("single task", "#000000"),
+    "personal": ("personal", "#E69F00"),
     "fused_clean": ("fused clean", "#56B4E9"),
     "fused_received": ("fused received", "#D55E00"),
     "realigned": ("realigned", "#009E73"),
@@ -33,22 +34,35 @@ STYLE: dict[str, Any] = {
 }
 
 
+def stages(metrics: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """The stages of a run; one whose scores are those of the stage before it, task by task, is left out."""
+    shown: dict[str, tuple[str, str]] = {}
+    before = None
+    for stage, look in STAGES.items():
+        scores = [task.get(stage) for task in metrics["tasks"].values()]
+        if any(scores) and (scores != before or stage in ("single_task", "realigned")):
+            shown[stage] = look
+        before = scores
+    return shown
+
+
 def by_task(metrics: Mapping[str, Any]) -> Figure:
     """Bars: accuracy of every stage on every task, and the mean."""
     tasks = {task: {n: s["accuracy"] for n, s in scores.items()} for task, scores in metrics["tasks"].items()}
     groups = [*tasks.items(), ("mean", metrics["mean"])]
     with plt.style.context(STYLE):
         figure, axes = plt.subplots(figsize=(10, 3.6), layout="constrained")
-        width = 0.8 / len(STAGES)
-        for i, (stage, (label, colour)) in enumerate(STAGES.items()):
+        shown = stages(metrics)
+        width = 0.8 / len(shown)
+        for i, (stage, (label, colour)) in enumerate(shown.items()):
             heights = [scores.get(stage, 0.0) for _, scores in groups]
-            places = [x + (i - (len(STAGES) - 1) / 2) * width for x in range(len(groups))]
+            places = [x + (i - (len(shown) - 1) / 2) * width for x in range(len(groups))]
             axes.bar(places, heights, width, label=label, color=colour)
         axes.set_xticks(range(len(groups)), [name.replace("-", "\n") for name, _ in groups])
-        axes.set(ylabel="test accuracy", ylim=(0, 1))
+        axes.set(ylabel=f"test {metrics['measure']}", ylim=(0, 1))
         axes.tick_params(axis="x", length=0)
         axes.axvline(len(groups) - 1.5, color="#bbbbbb", linewidth=0.8)
-        figure.legend(loc="outside upper center", ncols=len(STAGES))
+        figure.legend(loc="outside upper center", ncols=len(shown))
     return figure
 
 
@@ -57,14 +71,14 @@ def by_round(metrics: Mapping[str, Any]) -> Figure:
     rounds = [record["round"] for record in metrics["rounds"]]
     with plt.style.context(STYLE):
         figure, axes = plt.subplots(figsize=(6, 3.4), layout="constrained")
-        for stage, (label, colour) in STAGES.items():
+        for stage, (label, colour) in stages(metrics).items():
             if stage in metrics["rounds"][-1]["mean"]:
                 values = [record["mean"].get(stage) for record in metrics["rounds"]]
                 axes.plot(rounds, values, marker="o", label=label, color=colour)
             else:
                 axes.axhline(metrics["mean"][stage], label=label, color=colour, linestyle="--")
         axes.set_xticks(rounds)
-        axes.set(xlabel="round", ylabel="mean test accuracy over tasks")
+        axes.set(xlabel="round", ylabel=f"mean test {metrics['measure']} over tasks")
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 

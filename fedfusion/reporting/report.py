@@ -38,7 +38,7 @@ def make(run_dir: Path) -> None:
     facts = {
         "results": results,
         "metrics": metrics,
-        "header": [label for label, _ in plots.STAGES.values()],
+        "header": [label for label, _ in plots.stages(metrics).values()],
         "rows": rows(metrics),
         "notes": notes(results),
         "images": images,
@@ -52,12 +52,16 @@ def rows(metrics: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     """Task, and its accuracy in each stage as text; then mean, worst task, and mean over that of the single tasks."""
     table = [(task, {n: s["accuracy"] for n, s in scores.items()}) for task, scores in metrics["tasks"].items()]
     single = {task: scores.get("single_task") for task, scores in table}
+    shown = plots.stages(metrics)
     normalised = {
         stage: _mean([scores[stage] / single[task] for task, scores in table if single[task] and stage in scores])
-        for stage in plots.STAGES
+        for stage in shown
     }
     table += [("mean", metrics["mean"]), ("worst task", metrics["worst"]), ("over single task", normalised)]
-    return [(name, [_text(scores.get(stage)) for stage in plots.STAGES]) for name, scores in table]
+    if metrics["measure"] == "exact match":
+        losses = {stage: _mean([s[stage]["loss"] for s in metrics["tasks"].values() if stage in s]) for stage in shown}
+        table.append(("mean loss", losses))
+    return [(name, [_text(scores.get(stage)) for stage in shown]) for name, scores in table]
 
 
 def notes(results: Mapping[str, Any]) -> list[str]:
@@ -89,13 +93,13 @@ def notes(results: Mapping[str, Any]) -> list[str]:
 def show(results: Mapping[str, Any], console: Console | None = None) -> None:
     """Print the table and the notes."""
     console = console or Console(highlight=False)
-    table = Table(box=box.SIMPLE_HEAD, title="test accuracy", title_justify="left", padding=(0, 1), pad_edge=False)
+    metrics = results["metrics"]
+    table = Table(box=box.SIMPLE_HEAD, title=f"test {metrics['measure']}", title_justify="left", padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("task", no_wrap=True)
-    for label, _ in plots.STAGES.values():
-        table.add_column(label.replace(" ", "\n"), justify="right")
-    lines = rows(results["metrics"])
-    for i, (name, cells) in enumerate(lines):
-        table.add_row(name, *cells, end_section=i == len(lines) - 4)
+    for label, _ in plots.stages(metrics).values():
+        table.add_column(label.replace(" ", "\n"), justify="right", no_wrap=True)
+    for i, (name, cells) in enumerate(rows(metrics)):
+        table.add_row(name, *cells, end_section=i == len(metrics["tasks"]) - 1)
     console.print(table)
     for line in notes(results):
         console.print(line, markup=False)

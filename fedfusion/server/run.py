@@ -131,7 +131,9 @@ def _metrics(strategy: RoundStrategy) -> dict[str, Any]:
         for task in strategy.suite.tasks
     }
     fixed = {name: summary(scores) for name, scores in state.reference.items()}
+    words = all(strategy.suite.num_classes(task) == 0 for task in strategy.suite.tasks)
     return {
+        "measure": "exact match" if words else "accuracy",
         "tasks": tasks,
         "mean": {name: s["mean"] for name, s in fixed.items()} | last["mean"],
         "worst": {name: s["worst"] for name, s in fixed.items()} | last["worst"],

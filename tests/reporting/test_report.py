@@ -8,20 +8,23 @@ from fedfusion.reporting import plots, report
 def results(**last):
     stages = dict.fromkeys(plots.STAGES, 0.5)
     record = {"round": 1, "clients": [0, 1], "dropped": {}, "byzantine": [], "nmse_db": None, "discarded_energy": 0.0}
-    record |= {"mean": stages, "worst": stages} | last
+    record |= {"measure": "accuracy", "mean": stages, "worst": stages} | last
     tasks = {
-        "heard": {stage: {"accuracy": 0.25 + 0.5 * (stage == "single_task")} for stage in plots.STAGES},
+        "heard": {
+            stage: {"accuracy": 0.75 if stage == "single_task" else 0.25 + 0.001 * i}
+            for i, stage in enumerate(plots.STAGES)
+        },
         "silent": {"base": {"accuracy": 0.75}, "control": {"accuracy": 0.5}},
     }
-    metrics = {"tasks": tasks, "mean": stages, "worst": stages, "rounds": [record]}
+    metrics = {"measure": "accuracy", "tasks": tasks, "mean": stages, "worst": stages, "rounds": [record]}
     return {"seed": 3, "metrics": metrics, "config": {"attack": {"_target_": "x.SignFlipping"}}}
 
 
 def test_rows_end_with_mean_worst_and_normalised():
     rows = dict(report.rows(results()["metrics"]))
     assert list(rows) == ["heard", "silent", "mean", "worst task", "over single task"]
-    assert rows["heard"] == ["0.250", "0.750", "0.250", "0.250", "0.250", "0.250"]
-    assert rows["silent"] == ["0.750", "–", "–", "–", "–", "0.500"]
+    assert rows["heard"] == ["0.250", "0.750", "0.252", "0.253", "0.254", "0.255", "0.256"]
+    assert rows["silent"] == ["0.750", "–", "–", "–", "–", "–", "0.500"]
     assert rows["over single task"][:2] == ["0.333", "1.000"]
 
 

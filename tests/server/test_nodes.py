@@ -19,7 +19,13 @@ class Suite:
 
 
 LAYOUT = Layout(("w",), ((4,),))
-NODES = Nodes("{}", {7: [0], 8: [1], 9: [2]})
+NODES = Nodes("{}", {7: [0], 8: [1], 9: [2]}, asked={"to-7": [0], "to-8": [1], "to-9": [2]})
+
+
+def question(node):
+    message = Message(RecordDict(), node, "train")
+    message.metadata.__dict__["_message_id"] = f"to-{node}"  # as a grid does when it is pushed
+    return message
 
 
 @pytest.fixture(autouse=True)
@@ -29,11 +35,10 @@ def identity():
 
 
 def reply(node, client, vectors):
-    question = Message(RecordDict(), node, "train")
     metrics = MetricRecord({"num_examples": [5.0], "train_loss": [0.1], "accuracy": [0.9], "loss": [0.2]})
     facts = ConfigRecord({"clients": [client], "failed": [], "reasons": []})
     content = {"arrays": ArrayRecord({"vectors": Array(vectors)}), "metrics": metrics, "config": facts}
-    return Message(RecordDict(content), reply_to=question)
+    return Message(RecordDict(content), reply_to=question(node))
 
 
 def collect(replies):
@@ -50,7 +55,7 @@ def test_rows_are_sorted_by_client_whatever_the_order_of_arrival():
 
 def test_whoever_does_not_answer_well_is_named():
     error = Message(
-        Error(2, "Traceback\n  ...\n\x1b[36mValueError\x1b[39m: broken"), reply_to=Message(RecordDict(), 8, "train")
+        Error(2, "Traceback\n  ...\n\x1b[36mValueError\x1b[39m: broken"), reply_to=question(8)
     )
     updates, dropped = collect([reply(7, 0, np.zeros((2, 4), np.float32)), error])
     assert len(updates) == 0
@@ -63,7 +68,7 @@ def test_whoever_does_not_answer_well_is_named():
 
 @pytest.mark.parametrize("num_examples", [0.0, float("nan")])
 def test_a_malformed_reply_drops_its_client_only(num_examples):
-    empty = Message(RecordDict(), reply_to=Message(RecordDict(), 8, "train"))
+    empty = Message(RecordDict(), reply_to=question(8))
     odd = reply(9, 2, np.ones((1, 4), np.float32))
     odd.content.metric_records["metrics"]["num_examples"] = [num_examples]
     updates, dropped = collect([reply(7, 0, np.ones((1, 4), np.float32)), empty, odd])

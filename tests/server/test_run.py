@@ -4,11 +4,14 @@ import json
 import pytest
 from command import SMALL
 from flwr.app import Context, RecordDict
+from safetensors.torch import load_file
+from tiny import clip
 
 from fedfusion.apps import client_app, server_app
 from fedfusion.config import resolve, to_json
 from fedfusion.federation.inline import InlineGrid
 from fedfusion.reporting.report import notes
+from fedfusion.tasks.digits import NAMES
 from fedfusion.types import FedfusionError
 
 
@@ -55,3 +58,18 @@ def test_responses_are_generated_and_scored_after_the_last_round(tmp_path):
     assert all(0 <= value <= 1 for score in scores.values() for value in score.values())
     (note,) = [line for line in notes(results) if line.startswith("ROUGE-L of generated responses: base 0.")]
     assert ", realigned 0." in note and ", personal 0." in note
+
+
+def test_the_text_head_of_clip_travels_to_the_clients_and_into_the_run_folder(tmp_path):
+    words = sorted({word for names in NAMES.values() for name in names for word in name.split()})
+    spec = clip(tmp_path / "clip", words)
+    metrics = run(tmp_path / "run", "model=clip_vit_b32", f"model.path={spec.path}", "head=class_names", "rounds=1")
+    assert metrics["rounds"][0]["believed"] == 4
+    saved = load_file(tmp_path / "run" / "adapter" / "heads.safetensors")["flipped-size"]
+    assert saved.shape == (3, 12) and not saved[-1].any()
+
+
+def test_a_missing_rouge_score_is_said_before_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(FedfusionError, match=r"rouge-score, .*: pip install 'fedfusion\[instruct\]'"):
+        resolve(["suite=lists", "model=gpt2_lists", "rouge_rows=1"])

@@ -147,3 +147,11 @@ def test_a_model_without_tokenizer_or_image_processor_is_refused():
 def test_meaningless_settings_are_refused(settings):
     with pytest.raises(FedfusionError, match="suite: (prompt|max_length)"):
         Instruct("gpt2", **settings)
+
+
+def test_a_response_is_decoded_up_to_its_end(tokenizer):
+    instruct = Instruct(tokenizer, "{instruction}: {input} =", 16)
+    rows = Dataset.from_list([{"instruction": "add", "input": "1 2", "output": "3 a"}])
+    labels = instruct(rows).labels[0]
+    response = labels[labels != -100].tolist()
+    assert words(response) == "3 a <eos>" and instruct.decode([*response, *response]) == "3 a"

@@ -67,7 +67,7 @@ class Numbered(Digits8):
 
 def test_class_names_are_refused_where_they_make_no_sense(tmp_path):
     spec = clip(tmp_path / "clip", WORDS)
-    ClassNames().check(spec, DIGITS)
+    ClassNames().check(spec, Digits8(IidPartitioner))
     for other, got in ((vit(tmp_path / "vit"), "AutoModel and first"), (replace(spec, pooling="mean"), "and mean")):
         with pytest.raises(FedfusionError, match=f"model.auto=CLIP.* and model.pooling=pooler, got .*{got}"):
             ClassNames().check(other, DIGITS)
