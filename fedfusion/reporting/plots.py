@@ -34,16 +34,17 @@ STYLE: dict[str, Any] = {
 }
 
 
+SAME = {"personal": "single_task", "fused_clean": "fused_received", "realigned": "fused_received"}
+
+
 def stages(metrics: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """The stages of a run; one whose scores are those of the stage before it, task by task, is left out."""
-    shown: dict[str, tuple[str, str]] = {}
-    before = None
-    for stage, look in STAGES.items():
-        scores = [task.get(stage) for task in metrics["tasks"].values()]
-        if any(scores) and (scores != before or stage in ("single_task", "realigned")):
-            shown[stage] = look
-        before = scores
-    return shown
+    """The stages of a run; one that did nothing, and so has the scores of another on every task, is left out."""
+    scores = {stage: [task.get(stage) for task in metrics["tasks"].values()] for stage in STAGES}
+    return {
+        stage: look
+        for stage, look in STAGES.items()
+        if any(scores[stage]) and scores[stage] != scores.get(SAME.get(stage, ""))
+    }
 
 
 def by_task(metrics: Mapping[str, Any]) -> Figure:
