@@ -43,5 +43,6 @@ def _row(group: str, name: str) -> dict[str, str]:
 
 def _documentation(group: str, name: str) -> str:
     node = OmegaConf.load(CONF / group / f"{name}.yaml")
-    target = OmegaConf.select(node.get(group, node), "_target_")  # a global package names its group
+    nested = OmegaConf.select(node, f"{group}._target_")  # where the package is global
+    target = nested or OmegaConf.select(node, "_target_")
     return inspect.getdoc(get_object(target)) or "" if target else ""

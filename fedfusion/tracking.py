@@ -1,6 +1,7 @@
 """What a person sees while it runs, and `metrics.jsonl`."""
 
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -89,9 +90,10 @@ class Terminal:
 
     def finished(self, record: Mapping[str, Any]) -> None:
         """One line per round."""
-        means = {name.removeprefix("fused_").removesuffix("_task"): value for name, value in record["mean"].items()}
-        means = {name: value for name, value in means.items() if name != "clean"}  # a line of 80 characters
-        parts = [f"loss {record['train_loss']:.2f}", *(f"{name} {value:.3f}" for name, value in means.items())]
+        stages = ("single_task", "personal", "fused_received", "realigned")  # a line of 80 characters
+        means = {re.sub("_.*", "", stage): record["mean"][stage] for stage in stages if stage in record["mean"]}
+        parts = [f"{name} {value:.3f}".replace(" 0.", " .") for name, value in means.items()]
+        parts.insert(0, f"loss {record['train_loss']:.2f}")
         self.console.print(f"round {record['round']}/{self.num_rounds}  {'  '.join(parts)}")
         for client, reason in record["dropped"].items():
             self.console.print(f"  client {client} dropped: {reason}", markup=False)

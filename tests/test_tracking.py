@@ -28,7 +28,7 @@ def test_without_a_terminal_there_are_plain_lines():
     terminal.finished(RECORD)
     terminal.close()
     assert out.getvalue().replace("\n", " ").split("  client")[0].count("round 1/2") == 2
-    assert "round 1/2  loss 0.50  single 0.900" in out.getvalue() and "client 3 dropped: gone [x]" in out.getvalue()
+    assert "round 1/2  loss 0.50  single .900" in out.getvalue() and "client 3 dropped: gone [x]" in out.getvalue()
 
 
 def test_on_a_terminal_there_is_a_bar_with_rounds_and_time():

@@ -146,7 +146,7 @@ def products(k: int, b: int, t: int) -> float:
 def minilm(k: int, b: int, t: int, repetitions: int, with_reload: bool) -> dict:
     rng = torch.Generator().manual_seed(0)
     exact, coarse = LoraModel(MINILM, 0), LoraModel(replace(MINILM, precision="bf16"), 0)
-    head = PrototypeHead.of(torch.randn(4, 384, generator=rng))
+    head = PrototypeHead.fit(torch.randn(4, 384, generator=rng), torch.arange(4), 4)
     jobs = clients(exact, [texts(b, t, rng) for _ in range(k)], head)
     peft = Peft(MINILM)
     methods = {"swap": peft.swap(jobs), "cohort fp32": cohort(exact, jobs), "cohort bf16": cohort(coarse, jobs)}
@@ -172,7 +172,7 @@ def minilm(k: int, b: int, t: int, repetitions: int, with_reload: bool) -> dict:
 def lengths(repetitions: int) -> dict:
     """Lognormal lengths, mean about 24, at most 60, padded to 64."""
     rng = torch.Generator().manual_seed(0)
-    model, head = LoraModel(MINILM, 0), PrototypeHead.of(torch.randn(4, 384, generator=rng))
+    model, head = LoraModel(MINILM, 0), PrototypeHead.fit(torch.randn(4, 384, generator=rng), torch.arange(4), 4)
     drawn = (torch.randn(8, 16, generator=rng) * 0.5 + 3.05).exp().long().clamp(4, 60)
     jobs = clients(model, [texts(16, 64, rng, row) for row in drawn], head)
     whole = [replace(job, data=replace(job.data, inputs=full(job.data.inputs))) for job in jobs]
@@ -223,7 +223,11 @@ def prefix(repetitions: int) -> dict:
     model, without = LoraModel(spec, 0), LoraModel(spec, 0)
     assert without.cohort is not None
     without.cohort.depth = 0
-    jobs = clients(model, [texts(32, 32, rng) for _ in range(4)], PrototypeHead.of(torch.randn(4, 384, generator=rng)))
+    jobs = clients(
+        model,
+        [texts(32, 32, rng) for _ in range(4)],
+        PrototypeHead.fit(torch.randn(4, 384, generator=rng), torch.arange(4), 4),
+    )
     plan = {"epochs": 10, "batch_size": 16}
     seconds = measure(
         {"cohort without": cohort(without, jobs, **plan), "cohort with cache": cohort(model, jobs, **plan)}, repetitions

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedfusion.lora.first_token import FIRST_TOKEN
@@ -112,12 +111,12 @@ class Cohort:
         Of LoRA, while training.
     """
 
-    def __init__(self, base: nn.Module, layout: Layout, pooling: str, dropout: float) -> None:
+    def __init__(self, base: Any, layout: Layout, pooling: str, dropout: float) -> None:
         self.layout = layout
         self.pooling = pooling
         self.dropout = dropout
         self.stack = Stack({}, torch.zeros(0, dtype=torch.long), None, None)
-        self.backbone = base.base_model if base.get_output_embeddings() is not None else base
+        self.backbone: Any = base.base_model if base.get_output_embeddings() is not None else base
         freeze(self.backbone)
         self.adapted: list[CohortLinear] = []
         for pair in layout.pairs:
@@ -173,7 +172,7 @@ class Cohort:
             layer.base.add(change)
 
     def _skippable(self) -> int:
-        """Let everything below the first adapted layer be skipped where its output is given; how many layers that is."""
+        """Let what is below the first adapted layer be skipped where its output is given; how many layers that is."""
         entry = ENTRIES.get(type(self.backbone).__name__)
         adapted = [any(isinstance(m, CohortLinear) for m in layer.modules()) for layer in self.layers]
         if entry is None or not any(adapted) or not adapted.index(True):
@@ -282,7 +281,7 @@ def _bypass(module: nn.Module, shortcut: Callable[..., Tensor | None]) -> None:
         short = shortcut(*args, **kwargs)
         return whole(*args, **kwargs) if short is None else short
 
-    module.forward = forward  # type: ignore[method-assign]
+    module.forward = forward
 
 
 def _prune_last(layers: nn.ModuleList) -> None:

@@ -32,23 +32,27 @@ class _Product(torch.autograd.Function):
 class Frozen(nn.Module):
     """A linear layer (or a `Conv1D` of transformers) that is never trained; shares the layer's weights."""
 
-    def __init__(self, layer: nn.Module) -> None:
+    original: Tensor
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, layer: Any) -> None:
         super().__init__()
         self.transposed = isinstance(layer, Conv1D)
-        self.original = layer.weight
-        self.weight: Tensor = layer.weight.detach()
+        self.original = layer.weight.detach()
+        self.weight = self.original
         self.bias = layer.bias
 
     def add(self, change: Tensor) -> None:
         """Use the shared weight plus `change [out, in]`; the shared weight stays as it is."""
-        self.weight = self.original.detach() + (change.t() if self.transposed else change).to(self.original.dtype)
+        self.weight = self.original + (change.t() if self.transposed else change).to(self.original.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """The layer's output of `x [..., in]`."""
-        weight: Any = self.weight.t() if self.transposed else self.weight
+        weight = self.weight.t() if self.transposed else self.weight
         if _ONEDNN and x.device.type == "cpu":
             return _Product.apply(x.contiguous(), weight, self.bias)
-        return F.linear(x, weight, self.bias)  # type: ignore[arg-type]
+        return F.linear(x, weight, self.bias)
 
 
 def freeze(module: nn.Module) -> None:

@@ -29,11 +29,8 @@ def outside(layout: Layout) -> list[int]:
 
 def plain(layout: Layout, vectors: Tensor) -> Tensor:
     """What is outside every pair in `vectors [..., d]`, flattened: `[..., d_0]`."""
-    return (
-        torch.cat([layout.entry(vectors, i).flatten(vectors.dim() - 1) for i in outside(layout)], -1)
-        if outside(layout)
-        else vectors[..., :0]
-    )
+    parts = [layout.entry(vectors, i).flatten(vectors.dim() - 1) for i in outside(layout)]
+    return torch.cat([vectors[..., :0], *parts], -1)
 
 
 def gram(layout: Layout, vectors: Tensor) -> Tensor:
@@ -215,7 +212,7 @@ class CoreSpace:
             left.append(_basis(b.transpose(0, 1).flatten(1)))
             right.append(_basis(a.flatten(0, 1).T))
         names = tuple(pair.module for pair in adapters.pairs)
-        shapes = tuple((u.shape[1], v.shape[1]) for u, v in zip(left, right, strict=True))
+        shapes: tuple[tuple[int, ...], ...] = tuple((u.shape[1], v.shape[1]) for u, v in zip(left, right, strict=True))
         origin = plain(adapters, initial)
         if len(origin):
             names, shapes = (*names, "plain"), (*shapes, (len(origin),))
@@ -243,14 +240,10 @@ class CoreSpace:
             (b, a), discarded[pair.module] = truncate((u @ core, v.T), rank)
             target.entry(vector, pair.b).copy_(b / pair.scale)
             target.entry(vector, pair.a).copy_(a)
-        start = self.layout.dim - len(self.origin)
+        learnt = coordinates[self.layout.dim - len(self.origin) :] + self.origin
         for i in outside(target):
-            size = target.offsets[i + 1] - target.offsets[i]
-            learnt = (
-                coordinates[start : start + size] + self.origin[start - self.layout.dim + len(self.origin) :][:size]
-            )
-            target.entry(vector, i).copy_(learnt.reshape(target.shapes[i]))
-            start += size
+            part, learnt = learnt.tensor_split([target.offsets[i + 1] - target.offsets[i]])
+            target.entry(vector, i).copy_(part.reshape(target.shapes[i]))
         return vector, discarded
 
 

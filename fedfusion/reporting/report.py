@@ -21,6 +21,14 @@ ALT = {
 }
 
 
+FEATURE = {
+    "first": "the first token of the last hidden state",
+    "last": "the last token of the last hidden state",
+    "mean": "the mean over the tokens of the last hidden state",
+    "pooler": "the output of the model's pooler or projection",
+}
+
+
 def make(run_dir: Path) -> None:
     """Write plots/, adapter/README.md and report.html of a finished run."""
     results = json.loads((run_dir / "results.json").read_text())
@@ -40,6 +48,7 @@ def make(run_dir: Path) -> None:
         "metrics": metrics,
         "header": [label for label, _ in plots.stages(metrics).values()],
         "rows": rows(metrics),
+        "feature": FEATURE[results["config"]["model"]["pooling"]],
         "notes": notes(results),
         "images": images,
         "config_yaml": OmegaConf.to_yaml(OmegaConf.create(results["config"])),
@@ -94,7 +103,13 @@ def show(results: Mapping[str, Any], console: Console | None = None) -> None:
     """Print the table and the notes."""
     console = console or Console(highlight=False)
     metrics = results["metrics"]
-    table = Table(box=box.SIMPLE_HEAD, title=f"test {metrics['measure']}", title_justify="left", padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        title=f"test {metrics['measure']}",
+        title_justify="left",
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
     table.add_column("task", no_wrap=True)
     for label, _ in plots.stages(metrics).values():
         table.add_column(label.replace(" ", "\n"), justify="right", no_wrap=True)

@@ -97,8 +97,8 @@ class Nodes:
         adapters: Tensor,
         suite: TaskSuite,
         heads: Mapping[str, Head],
+        shared: Mapping[str, Tensor],
         kind: str = MessageType.TRAIN,
-        **shared: Tensor,
     ) -> Iterable[Message]:
         """One message per group: ids, each client's adapter, the heads of their tasks, and what all `shared` alike."""
         for node, clients in groups:

@@ -113,7 +113,7 @@ def _save_adapters(run_dir: Path, strategy: RoundStrategy, client_model: LoraMod
         save_file(heads, run_dir / "adapter" / "heads.safetensors")
     if strategy.experiment.coupling.into_base:
         return  # everyone has the one model
-    for client, adapter in enumerate(strategy.state.adapters):
+    for client, adapter in enumerate(strategy.starts()):
         if strategy.state.examples[client]:
             folder, task = run_dir / "personal" / f"client-{client:02d}", strategy.suite.task_of(client)
             client_model.save(folder, adapter)

@@ -63,4 +63,5 @@ class State:
     def of(cls, tensors: dict[str, Tensor], facts: dict[str, Any]) -> "State":
         """The state that a checkpoint holds."""
         heads = {name.removeprefix("head."): tensors.pop(name) for name in list(tensors) if name.startswith("head.")}
-        return cls(**tensors, heads=heads, **{name: facts[name] for name in cls.FACTS})
+        kept: dict[str, Any] = {name: facts[name] for name in cls.FACTS}
+        return cls(**(kept | tensors), heads=heads)

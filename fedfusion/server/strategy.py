@@ -168,7 +168,7 @@ class RoundStrategy(Strategy):
         finite = {name: value if isfinite(value) else None for name, value in report.items()}
         return Coupled(state.adapters + step, examples, moments, merged, finite)
 
-    def _starts(self) -> Tensor:
+    def starts(self) -> Tensor:
         """What clients are sent: their personal adapters, cut to their own ranks."""
         ranks = self.experiment.client.ranks
         if ranks is None:
@@ -191,7 +191,7 @@ class RoundStrategy(Strategy):
             return {}  # they are asked once the round is done, see :meth:`start`
         if self.experiment.coupling.into_base:
             self.model.bake(self.state.merged, self.evaluator.model.layout)
-        scores = self.evaluator.personal(self.model, self._starts(), clients)
+        scores = self.evaluator.personal(self.model, self.starts(), clients)
         return {str(client): score for client, score in scores.items()}
 
     def _by_own_task(self, personal: Mapping[str, Mapping[str, float]]) -> Scores:
@@ -265,26 +265,17 @@ class RoundStrategy(Strategy):
     ) -> Iterable[Message]:
         """One message per group of clients that train together."""
         groups = self.nodes.groups(self.experiment.chosen(server_round), self.experiment.client.cohort_size)
-        return self.nodes.messages(
-            server_round, groups, self._starts(), self.suite, self.evaluator.heads, **self._shared()
-        )
+        heads, shared = self.evaluator.heads, self._shared()
+        return self.nodes.messages(server_round, groups, self.starts(), self.suite, heads, shared)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Ask the clients of this round to measure their personal adapter and the realigned one."""
         groups = self.nodes.groups(self.experiment.chosen(server_round), self.experiment.client.cohort_size)
-        kind, shared = MessageType.EVALUATE, self.state.realigned
-        return self.nodes.messages(
-            server_round,
-            groups,
-            self._starts(),
-            self.suite,
-            self.evaluator.heads,
-            kind,
-            **self._shared(),
-            shared=shared,
-        )
+        heads, shared = self.evaluator.heads, self._shared() | {"shared": self.state.realigned}
+        kind = MessageType.EVALUATE
+        return self.nodes.messages(server_round, groups, self.starts(), self.suite, heads, shared, kind)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Enter what the clients measured into the record of the round."""

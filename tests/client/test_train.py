@@ -24,7 +24,11 @@ NAMES = {"seed": 0, "server_round": 1}
 
 def jobs_for(kind, model, rng, sizes):
     """Clients with their own start, data and head; `sizes` are their numbers of samples."""
-    head = LanguageHead(model.output) if kind == "gpt2" else PrototypeHead.of(torch.randn(3, 16, generator=rng))
+    head = (
+        LanguageHead(model.output)
+        if kind == "gpt2"
+        else PrototypeHead.fit(torch.randn(3, 16, generator=rng), torch.arange(3), 3)
+    )
     start = model.initial.repeat(len(sizes), 1) + 0.05 * torch.randn(len(sizes), model.layout.dim, generator=rng)
     return [Job(k, start[k], samples(kind, n, rng), head) for k, n in enumerate(sizes)]
 

@@ -9,6 +9,7 @@ from fedfusion.federation import Flower, Ray
 from fedfusion.federation.inline import InlineGrid
 from fedfusion.types import FedfusionError
 
+SMALL = [*SMALL, "fraction=0.75", "client.cohort_size=2"]  # groups that no division of the clients would give
 echo = ClientApp()
 
 

@@ -102,3 +102,30 @@ def test_core_space_sums_products_not_factors(layout, rng):
     expected = sum(w * dense(layout, v) for w, v in zip(weights, vectors, strict=True))
     torch.testing.assert_close(dense(wide, adapter), expected, rtol=1e-4, atol=1e-4)
     assert max(discarded.values()) < 1e-10
+
+
+def test_what_is_accumulated_is_the_weighted_sum_of_products(layout, rng):
+    vectors, weights = torch.randn(3, layout.dim, generator=rng), torch.tensor([0.5, 0.3, 0.2])
+    wide = Layout(
+        ("x.A", "x.B", "y.A", "y.B"), ((5, 5), (7, 5), (4, 6), (4, 4)), (Pair("x", 0, 1, 1.0), Pair("y", 2, 3, 1.0))
+    )
+    total = torch.randn(wide.dim, generator=rng)
+    result, discarded = product.accumulate(total, wide, vectors, weights, layout)
+    assert discarded < 1e-10  # full rank holds everything
+    for goal, pair in zip(wide.pairs, layout.pairs, strict=True):
+        b, a = product.factors(layout, pair, vectors)
+        expected = torch.einsum("n,nij->ij", weights, b @ a) + torch.matmul(*product.factors(wide, goal, total))
+        torch.testing.assert_close(torch.matmul(*product.factors(wide, goal, result)), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_parameters_outside_every_pair_are_part_of_norms_and_of_the_core_space(rng):
+    layout = Layout(("A", "B", "bias"), ((2, 5), (7, 2), (7,)), (Pair("x", 0, 1, 1.0),))
+    start, vectors = torch.randn(2, layout.dim, generator=rng), torch.randn(2, layout.dim, generator=rng)
+    bare = Layout(layout.names[:2], layout.shapes[:2], layout.pairs)
+    c = product.change_coefficients(layout, start, vectors) - product.change_coefficients(
+        bare, start[:, : bare.dim], vectors[:, : bare.dim]
+    )
+    torch.testing.assert_close(c[:, 0], vectors[:, bare.dim :].double().square().sum(1))
+    core = product.CoreSpace.of(layout, vectors, start[0])
+    back, _ = core.to_adapter(core.project(layout, vectors)[1], layout)
+    torch.testing.assert_close(back[bare.dim :], vectors[1, bare.dim :])

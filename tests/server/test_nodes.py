@@ -54,9 +54,7 @@ def test_rows_are_sorted_by_client_whatever_the_order_of_arrival():
 
 
 def test_whoever_does_not_answer_well_is_named():
-    error = Message(
-        Error(2, "Traceback\n  ...\n\x1b[36mValueError\x1b[39m: broken"), reply_to=question(8)
-    )
+    error = Message(Error(2, "Traceback\n  ...\n\x1b[36mValueError\x1b[39m: broken"), reply_to=question(8))
     updates, dropped = collect([reply(7, 0, np.zeros((2, 4), np.float32)), error])
     assert len(updates) == 0
     assert dropped == {
@@ -97,3 +95,44 @@ def test_meeting_learns_who_hosts_whom_and_reports_a_node_that_cannot_start():
         Nodes.meet(InlineGrid(app, 3, 10.0), "{}", num_clients=7, timeout=0.3)
     with pytest.raises(FedfusionError, match="a node cannot start"):
         Nodes.meet(InlineGrid(ClientApp(), 1, 10.0), "{}", num_clients=1, timeout=5.0)
+
+
+def test_groups_depend_on_the_ids_alone_where_a_node_hosts_them_all():
+    everyone = list(range(10))
+    chosen = {9, 1, 4, 6, 0}
+    for count in (1, 2, 5):
+        nodes = Nodes("{}", dict.fromkeys(range(1, count + 1), everyone))
+        placed = nodes.groups(chosen, 2)
+        assert [group for _, group in placed] == [[0, 1], [4, 6], [9]]
+        assert [node for node, _ in placed] == [1 + i % count for i in range(3)]
+    devices = Nodes("{}", {k + 1: [k] for k in everyone})
+    assert devices.groups(chosen, 2) == [(1, [0]), (2, [1]), (5, [4]), (7, [6]), (10, [9])]
+
+
+def test_a_group_that_fails_is_asked_again_client_by_client():
+    app, asked = ClientApp(), []
+
+    @app.train()
+    def train(message, context):
+        clients = list(message.content.config_records["config"]["clients"])
+        asked.append(clients)
+        if 1 in clients:
+            raise RuntimeError("out of battery")
+        start = message.content.array_records["arrays"]["start"].numpy()
+        metrics = dict.fromkeys(("num_examples", "train_loss", "accuracy", "loss"), [1.0] * len(clients))
+        facts = ConfigRecord({"clients": clients, "failed": [], "reasons": []})
+        content = {"arrays": ArrayRecord({"vectors": Array(start)}), "metrics": MetricRecord(metrics), "config": facts}
+        return Message(RecordDict(content), reply_to=message)
+
+    class Anyone(Suite):
+        def task_of(self, client):
+            return "task"
+
+    nodes = Nodes("{}", {1: [0, 1, 2, 3]})
+    adapters = torch.arange(4.0)[:, None].repeat(1, 4)
+    messages = nodes.messages(1, nodes.groups({0, 1, 2, 3}, 3), adapters, Anyone(), {"task": None}, {})
+    replies = nodes.exchange(InlineGrid(app, 1, 10.0), messages, 1.0, lambda *_: None, LAYOUT)
+    updates, dropped = nodes.collect(replies, {0, 1, 2, 3}, adapters, Anyone(), LAYOUT)
+    assert asked == [[0, 1, 2], [3], [0], [1], [2]]
+    assert updates.clients == (0, 2, 3) and torch.equal(updates.vectors, adapters[[0, 2, 3]])
+    assert dropped == {1: "RuntimeError: out of battery"}

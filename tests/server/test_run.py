@@ -73,3 +73,51 @@ def test_a_missing_rouge_score_is_said_before_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(FedfusionError, match=r"rouge-score, .*: pip install 'fedfusion\[instruct\]'"):
         resolve(["suite=lists", "model=gpt2_lists", "rouge_rows=1"])
+
+
+METHODS = ["local", "fedit", "ffa_lora", "fedprox", "flexlora", "flora", "fedavgm", "fedadam", "mira"]
+ALIKE = {"fedit", "ffa_lora", "fedprox", "flexlora", "fedavgm", "fedadam"}  # one model for everyone
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_runs_and_does_what_its_name_says(method, tmp_path):
+    metrics = run(tmp_path, f"method={method}", "channel=ideal", "fraction=0.5", "rounds=2", "suite.shots=1")
+    stored = load_file(max((tmp_path / "checkpoints").iterdir()) / "state.safetensors")
+    rows = stored["adapters"]
+    assert (rows == rows[0]).all() == (method in ALIKE or method == "flora")
+    assert len(stored["merged"]) == (len(stored["fused"]) if method == "flora" else 0)
+    assert len(stored["moments"]) == {"fedavgm": 1, "fedadam": 2}.get(method, 0)
+    report = metrics["rounds"][-1]["coupling"]
+    assert set(report) == {
+        "mira": {"step", "bound", "convex_bound"}, "flexlora": {"discarded"}, "flora": {"discarded"}
+    }.get(method, set())  # fmt: skip
+
+
+def test_clients_measure_what_the_server_would_have(tmp_path):
+    """Federated evaluation of personal and shared adapters gives the figures of the server, client by client."""
+    arguments = ["channel=ideal", "fraction=0.5", "rounds=2", "method=flora"]
+    server = run(tmp_path / "server", *arguments)
+    clients = run(tmp_path / "clients", *arguments, "evaluation=clients")
+    assert set(clients["clients"]) == set(server["clients"])
+    for client, score in clients["clients"].items():
+        expected = server["clients"][client]
+        assert {name: score[name] for name in expected} == expected
+        assert score["shared_accuracy"] == server["tasks"][score["task"]]["realigned"]["accuracy"]
+    assert clients["rounds"][-1]["mean"] == server["rounds"][-1]["mean"]
+
+
+def test_trained_heads_stay_with_their_task(tmp_path):
+    run(tmp_path, "channel=ideal", "client.train_head=true", "rounds=1")
+    stored = load_file(max((tmp_path / "checkpoints").iterdir()) / "state.safetensors")
+    heads = load_file(tmp_path / "adapter" / "heads.safetensors")
+    assert set(heads) == {"upright-digit", "flipped-size"}
+    for task, head in heads.items():
+        assert (head == stored[f"head.{task}"]).all()
+
+
+def test_clients_of_lower_rank_are_sent_what_they_can_hold(tmp_path):
+    run(tmp_path, "channel=ideal", "method=flexlora", "client.ranks=[8,2]", "rounds=2")
+    personal = load_file(tmp_path / "personal" / "client-01" / "adapter_model.safetensors")
+    for name, factor in personal.items():
+        beyond = factor[2:] if "lora_A" in name else factor[:, 2:]
+        assert not beyond.any()

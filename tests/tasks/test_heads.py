@@ -7,8 +7,9 @@ from tiny import clip, vit
 from transformers import AutoTokenizer, CLIPModel, CLIPVisionModelWithProjection
 
 from fedfusion.lora.model import LoraModel
+from fedfusion.tasks.class_names import ClassNames
 from fedfusion.tasks.digits import NAMES, Digits8
-from fedfusion.tasks.heads import ClassNames, PrototypeHead
+from fedfusion.tasks.heads import PrototypeHead
 from fedfusion.types import FedfusionError
 
 WORDS = sorted({word for names in NAMES.values() for name in names for word in name.split()})
