@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from fedfusion.client.train import evaluate
+from fedfusion.client.train import Job, evaluate
 from fedfusion.config import build, resolve
 from fedfusion.fusion import TaskArithmetic
 from fedfusion.lora.model import LoraModel
@@ -33,23 +33,22 @@ def one_seed(seed: int) -> dict:
     suite, model = experiment.suite, LoraModel(experiment.model, seed)
     wide = LoraModel(experiment.model, seed, rank=len(suite.tasks) * experiment.model.lora["r"])
     evaluator = Evaluator(suite, wide, seed)
-    adapters, single = model.read().repeat(suite.num_clients, 1), []
-    for client in range(suite.num_clients):
-        task = suite.task_of(client)
-        for server_round in range(1, experiment.rounds + 1):
-            update, _ = experiment.client(
-                model, adapters[client], suite.train(client, seed), evaluator.heads[task],
-                seed=seed, server_round=server_round, client=client,
-            )  # fmt: skip
-            adapters[client] += update
-        single.append(evaluate(model, adapters[client], suite.test(task), evaluator.heads[task])[0])
-    core = CoreSpace.of(model.layout, adapters)
+    adapters = model.initial.repeat(suite.num_clients, 1)
+    for server_round in range(1, experiment.rounds + 1):
+        jobs = [
+            Job(client, adapters[client], suite.train(client, seed), evaluator.heads[suite.task_of(client)])
+            for client in range(suite.num_clients)
+        ]
+        trained = experiment.client(model, jobs, seed=seed, server_round=server_round)
+        adapters += torch.stack([result.update for result in trained])
+    single = [score["accuracy"] for score in evaluator.personal(model, adapters, range(suite.num_clients)).values()]
+    core = CoreSpace.of(model.layout, adapters, model.initial)
     products = core.project(model.layout, adapters).unflatten(0, (len(suite.tasks), suite.clients_per_task)).mean(1)
     fused = {}
     for coefficient in GRID:
         adapter, _ = core.to_adapter(TaskArithmetic(coefficient)(products, core.layout), wide.layout)
         fused[str(coefficient)] = {
-            part: mean([evaluate(wide, adapter, data(t), evaluator.heads[t])[0] for t in suite.tasks])
+            part: mean([evaluate(wide, adapter, data(t), evaluator.heads[t])["accuracy"] for t in suite.tasks])
             for part, data in (("validation", suite.validation), ("test", suite.test))
         }
     base = mean([score["accuracy"] for score in evaluator(evaluator.base).values()])

@@ -16,7 +16,7 @@ def clients(layout) -> Clients:
     """Two clients each of three tasks; `a` and `b` are related by construction."""
     related = {("a", "b"): 0.25, ("b", "a"): 0.25}
     relation = torch.tensor([[float(s == t) or related.get((s, t), 0.0) for t in TASKS] for s in TASKS])
-    return Clients(layout, TASKS, relation)
+    return Clients(layout, TASKS, torch.zeros(layout.dim), relation)
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_task_is_the_relation_by_construction(clients, adapters, rng):
 def test_random_is_named_by_its_seed_and_as_large_as_published(clients, adapters, rng):
     assert torch.equal(Random(3)(clients, adapters, rng), Random(3)(clients, adapters, torch.Generator()))
     assert not torch.equal(Random(3)(clients, adapters, rng), Random(4)(clients, adapters, rng))
-    many = Clients(clients.layout, ("a",) * 80, torch.ones(80, 80))
+    many = Clients(clients.layout, ("a",) * 80, clients.initial, torch.ones(80, 80))
     degree = Random()(many, adapters, rng).sum(1)
     bound = 2 / torch.linalg.eigvalsh(degree.diag() - Random()(many, adapters, rng))[-1]
     assert abs(bound - 0.0441) < 0.001 and abs(1 / degree.max() - 0.0228) < 0.001

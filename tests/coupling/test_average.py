@@ -13,7 +13,7 @@ WEIGHTS = torch.tensor([0.5, 0.3, 0.2])
 
 @pytest.fixture
 def clients(layout) -> Clients:
-    return Clients(layout, ("a",) * 6, torch.ones(6, 6))
+    return Clients(layout, ("a",) * 6, torch.zeros(layout.dim), torch.ones(6, 6))
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_clients_who_agree_keep_their_product(n, rank, seed):
     rng = torch.Generator().manual_seed(seed)
     layout = Layout(("A", "B", "bias"), ((rank, 6), (5, rank), (3,)), (Pair("x", 0, 1, 0.5),))
     adapters = torch.randn(1, layout.dim, generator=rng).repeat(n, 1)
-    clients = Clients(layout, ("a",) * n, torch.ones(n, n))
+    clients = Clients(layout, ("a",) * n, torch.zeros(layout.dim), torch.ones(n, n))
     weights = torch.full((n,), 1 / n)
     result, report = ProductAverage()(adapters, torch.arange(n), weights, clients, rng)
     torch.testing.assert_close(products(layout, result[0]), products(layout, adapters[0]), rtol=1e-4, atol=1e-5)
@@ -83,7 +83,7 @@ def test_clients_who_agree_keep_their_product(n, rank, seed):
 
 def test_what_nobody_has_learnt_can_still_be_learnt(layout, rng):
     """Where both factors were zero there would be no gradient, in this round and in all that follow."""
-    clients = Clients(layout, ("a",) * 3, torch.ones(3, 3))
+    clients = Clients(layout, ("a",) * 3, torch.zeros(layout.dim), torch.ones(3, 3))
     adapters = torch.randn(1, layout.dim, generator=rng).repeat(3, 1)
     fresh = restrict(layout, adapters, torch.tensor([0, 0, 0]))
     for pair in layout.pairs:

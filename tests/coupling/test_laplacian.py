@@ -25,7 +25,7 @@ class Given:
 
 
 def everyone(n, layout=PLAIN):
-    return Clients(layout, ("a",) * n, torch.ones(n, n))
+    return Clients(layout, ("a",) * n, torch.zeros(layout.dim), torch.ones(n, n))
 
 
 def coupled(coupling, adapters, heard):
@@ -100,7 +100,7 @@ def test_one_over_n_is_the_mean_of_those_heard(rng):
 
 
 def test_only_the_same_task_is_pulled_together(rng):
-    clients = Clients(PLAIN, ("a", "b", "a", "b"), torch.eye(2).repeat(2, 2))
+    clients = Clients(PLAIN, ("a", "b", "a", "b"), torch.zeros(PLAIN.dim), torch.eye(2).repeat(2, 2))
     adapters = torch.randn(4, 5, generator=rng)
     result, _ = Laplacian(Task(), 0.5)(adapters, torch.arange(4), torch.full((4,), 0.25), clients, rng)
     torch.testing.assert_close(result, torch.stack([adapters[0::2].mean(0), adapters[1::2].mean(0)]).repeat(2, 1))
@@ -181,7 +181,7 @@ def test_a_thousand_clients_are_one_product(rng):
     n, d = 1000, 2000
     adapters = torch.randn(n, d, generator=rng)
     relation = torch.eye(50).repeat(20, 20)  # twenty clients for each of fifty tasks: sparse
-    clients = Clients(Layout(("w",), ((d,),)), tuple(str(i % 50) for i in range(n)), relation)
+    clients = Clients(Layout(("w",), ((d,),)), tuple(str(i % 50) for i in range(n)), torch.zeros(d), relation)
     started = time.perf_counter()
     sparse, _ = Laplacian(Task(), 0.05)(adapters, torch.arange(n), torch.full((n,), 1 / n), clients, rng)
     dense, _ = Laplacian(Uniform(), 1 / n)(adapters, torch.arange(n), torch.full((n,), 1 / n), clients, rng)
