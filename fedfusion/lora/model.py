@@ -117,9 +117,15 @@ def _base(location: str, load: str, auto: str, precision: str) -> nn.Module:
     if precision == "bf16":  # the backward of scaled_dot_product_attention in bfloat16 is eight times slower on a CPU
         kwargs = {"attn_implementation": "eager"} | kwargs
     try:
-        base = getattr(transformers, auto).from_pretrained(location, dtype=dtype, **kwargs)
+        base, report = getattr(transformers, auto).from_pretrained(
+            location, dtype=dtype, output_loading_info=True, **kwargs
+        )
     except (OSError, ValueError, TypeError) as error:
         raise FedfusionError(f"model.path: cannot load '{location}' ({str(error).splitlines()[0]})") from error
+    if absent := sorted(key for key in report["missing_keys"] if "pooler." not in key):
+        raise FedfusionError(
+            f"model.path: '{location}' has no weights for '{absent[0]}' (choose another model.path, or model.auto)"
+        )
     return base.requires_grad_(False).eval()
 
 

@@ -205,3 +205,11 @@ def test_responses_stop_where_the_model_has_no_more_positions(tmp_path, rng):
     made = model.generate(model.initial, data, 1000)
     longest = max(int((row != -100).int().argmax()) for row in data.labels)
     assert max(map(len, made)) <= 32 - longest
+
+
+def test_a_folder_without_all_the_weights_is_refused(folder, tmp_path):
+    state = ViTModel.from_pretrained(folder, **LOAD).state_dict()
+    del state["layers.1.mlp.fc1.weight"]
+    ViTModel.from_pretrained(folder, **LOAD).save_pretrained(tmp_path, state_dict=state)
+    with pytest.raises(FedfusionError, match="has no weights for 'layers.1.mlp.fc1.weight'"):
+        LoraModel(Model(str(tmp_path), LORA, LOAD), seed=0)
