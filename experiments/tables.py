@@ -7,6 +7,7 @@ import io
 import json
 import re
 import statistics
+import textwrap
 from pathlib import Path
 
 from rich.console import Console
@@ -14,6 +15,10 @@ from rich.console import Console
 from fedfusion.reporting import report
 
 ROOT = Path(__file__).parent.parent
+
+
+def prose(text: str) -> str:
+    return textwrap.fill(" ".join(text.split()), 120)
 
 
 def quickstart(results: dict) -> str:
@@ -52,34 +57,49 @@ def coefficient(results: dict) -> str:
 
 
 def cohort(results: dict) -> str:
+    """One row per case and baseline: how many times less CPU time."""
     rows = [
-        "CPU time for one step of every client, MiniLM (22M), LoRA rank 8 on query and value, one thread, in one process",
-        "(`python -m experiments.benchmarks.cohort --out experiments/benchmarks/cohort.json`): times less than",
+        prose(
+            """How many times less CPU time than ..., one thread, all in one process (`python -m
+            experiments.benchmarks.cohort --out experiments/benchmarks/cohort.json`); MiniLM (22M), LoRA of rank 8 on
+            query and value, unless said otherwise:"""
+        ),
         "",
-        "| clients x batch x tokens | | one base, adapters swapped | base loaded per client |",
+        "| | ... | float32 | bfloat16 |",
         "|---|---|---:|---:|",
     ]
+    baselines = {"swap": "one base, peft's state dicts swapped", "reload": "the base loaded for every client"}
     for case in ("small batches", "large batches"):
         row = results[case]
-        for method, times in row["times_faster_than"].items():
-            size = f"{row['clients']} x {row['batch']} x {row['tokens']}"
-            rows.append(f"| {size} | {method} | {times['swap']:.1f} | {times['reload']:.1f} |")
+        for baseline, words in baselines.items():
+            exact, coarse = (
+                row["times_faster_than"][f"cohort {precision}"][baseline] for precision in ("fp32", "bf16")
+            )
+            size = f"{row['clients']} clients, {row['batch']} x {row['tokens']} tokens each"
+            rows.append(f"| {size} | {words} | {exact:.1f} | {coarse:.1f} |")
+    lengths = results["lengths"]["times_faster_than"]["cohort in buckets"]
+    mixed = f"texts of {results['lengths']['mean_length']:.0f} tokens in the mean, at most 64"
+    causal = results["causal"]["times_faster_than"]["cohort fp32"]["swap"]
+    others = [
+        (mixed, "the same cohort, all padded to 64", lengths["cohort padded to 64"]),
+        (mixed, "swapping, each batch padded to its longest", lengths["swap padded to each batch"]),
+        ("GPT-2, 8 clients, vocabulary 8,192", "swapping", causal),
+        ("adapters on the upper two of six layers", "the same without reusing the layers below",
+         results["prefix"]["times_faster_than"]["cohort with cache"]["cohort without"]),
+        ("MIRA's step, 1,000 clients x 75,268", "a loop over related pairs",
+         results["coupling"]["times_faster_than"]["coupling"]["loop"]),
+    ]  # fmt: skip
+    rows += [f"| {case} | {baseline} | {times:.1f} | |" for case, baseline, times in others]
     small, large = (results[case]["fp32_share_of_gemm_floor"] for case in ("small batches", "large batches"))
-    lengths, prefix = results["lengths"]["times_faster_than"], results["prefix"]["times_faster_than"]
-    lengths, causal = lengths["cohort in buckets"], results["causal"]["times_faster_than"]["cohort fp32"]["swap"]
+    machine = results["machine"]
     rows += [
         "",
-        f"Of the time that the frozen products alone would take, a cohort in float32 takes {1 / small:.1f} and {1 / large:.1f} times as",
-        f"much. Texts of mixed length (mean {results['lengths']['mean_length']:.0f}, padded to 64): "
-        f"{lengths['cohort padded to 64']:.1f} times less than the same cohort on",
-        f"padded texts, {lengths['swap padded to each batch']:.1f} times less than swapping with every batch padded to its own longest. "
-        f"A GPT-2 with a",
-        f"vocabulary of 8,192: {causal:.1f} times less than swapping. Adapters on the upper two of six layers: "
-        f"{prefix['cohort with cache']['cohort without']:.1f} times less",
-        f"than without reusing what is below. Measured on {results['machine']['processor']} ({results['machine']['capability']}), where a "
-        "part of the gain in float32",
-        "is that of oneDNN's matrix product over MKL's, which any code could have; with large batches or large bases",
-        "a cohort gains little else. No GPU was at hand.",
+        prose(
+            f"""The frozen products alone would take {small:.0%} and {large:.0%} of a cohort's time in float32. Measured
+            on {machine["processor"]} ({machine["capability"]}), where part of the gain in float32 is that of oneDNN's
+            product over MKL's, which any code could have. Where a single client's batch fills the processor already,
+            a cohort gains little else. No GPU was at hand."""
+        ),
     ]
     return "\n".join(rows)
 
@@ -87,8 +107,10 @@ def cohort(results: dict) -> str:
 def text8(results: dict) -> str:
     metrics = results["metrics"]
     rows = [
-        "Eight text tasks on MiniLM, one device each, 100 steps of 16, frozen prototypes of 8 samples per class (`fedfusion run",
-        "experiment=text8_minilm`, data that is not part of this repository):",
+        prose(
+            """Eight text tasks on MiniLM, one device each, 100 steps of 16, frozen prototypes of 8 samples per class
+            (`fedfusion run experiment=text8_minilm`; the data are not part of this repository):"""
+        ),
         "",
         "| task | base | single task |",
         "|---|---:|---:|",
@@ -102,9 +124,11 @@ def text8(results: dict) -> str:
 
 def mira(results: dict) -> str:
     rows = [
-        "Sixteen programs on lists, one device of 32 examples each, half of them drawn in each of ten rounds; exact match of",
-        "what each device would use after the last round, mean and standard deviation of three seeds (`python",
-        "experiments/mira/compare.py --out experiments/mira/compare.json`):",
+        prose(
+            """Sixteen programs on lists, one device of 32 examples each, half of them drawn in each of ten rounds;
+            exact match of what each device would use after the last round, mean and standard deviation of three seeds
+            (`python experiments/mira/compare.py --out experiments/mira/compare.json`):"""
+        ),
         "",
         "| method | own adapter, just trained | personal | loss of personal |",
         "|---|---:|---:|---:|",
