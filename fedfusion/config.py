@@ -116,6 +116,9 @@ class Experiment:
             f"attack.f={self.attack.f} Byzantine clients, but there are {n} clients "
             "(lower attack.f or raise suite.clients_per_task)": self.attack.f <= n,
         }
+        ranks, rank = self.client.ranks, int(self.model.lora.get("r", 8))
+        if ranks is not None:
+            checks[f"client.ranks={list(ranks)} must not exceed model.lora.r={rank}"] = max(ranks) <= rank
         if violated := [sentence for sentence, holds in checks.items() if not holds]:
             raise FedfusionError("\n".join(violated))
 
@@ -157,6 +160,12 @@ class Experiment:
         """
         if isinstance(self.suite, CheckedSuite):
             self.suite.check(self.seed)
+        words = [task for task in self.suite.tasks if self.suite.num_classes(task) == 0]
+        if words and self.model.auto != "AutoModelForCausalLM":
+            raise FedfusionError(
+                f"the responses of '{words[0]}' are text: model.auto must be AutoModelForCausalLM, got "
+                f"{self.model.auto} (choose another model, or another suite)"
+            )
         self.head.check(self.model, self.suite)
         if self.rouge_rows:
             self._check_rouge()

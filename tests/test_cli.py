@@ -111,6 +111,23 @@ def test_run_refuses_what_validate_refuses_and_leaves_nothing_behind(tmp_path):
     assert done.returncode == 2 and "rounds must be at least 1" in done.stderr and not list(tmp_path.iterdir())
 
 
+def test_everything_wrong_with_a_folder_of_data_is_said_before_a_model_is_loaded(tmp_path):
+    for task in ("fruit", "trees"):
+        (tmp_path / "data" / task).mkdir(parents=True)
+        rows = "".join(f"{task} {i},{i % 2}\n" for i in range(40))
+        (tmp_path / "data" / task / "train.csv").write_text(f"text,label\n{rows}")
+        (tmp_path / "data" / task / "test.csv").write_text(
+            f"text,label\n{task},7\n" if task == "fruit" else "text,label\n,1\n"
+        )
+    done = fedfusion("run", "suite=files", "suite.root=data", "model=minilm", cwd=tmp_path)
+    assert done.returncode == 2 and "Traceback" not in done.stderr and not (tmp_path / "runs").exists()
+    assert [re.sub(".*/data/", "", line) for line in done.stderr.splitlines() if "row 1" in line] == [
+        "fruit/test.csv, row 1: label 7 is none of the 2 classes of the training rows, 0, 1 (count labels from 0 without "
+        "gaps, or give all of them names)",
+        "trees/test.csv, row 1: text is empty",
+    ]
+
+
 def test_json_output_parses():
     assert json.loads(fedfusion("validate", "--json").stdout) == {"valid": True, "errors": []}
     refused = json.loads(fedfusion("validate", "--json", "rounds=0").stdout)

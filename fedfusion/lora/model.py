@@ -5,6 +5,7 @@
 
 import copy
 import importlib.util
+import inspect
 import json
 import math
 import warnings
@@ -187,6 +188,7 @@ class LoraModel:
         self.dropout = 0.0 if rank is not None else float(model.lora.get("lora_dropout", 0.0))
         self.dropouts = _streams(self.module)
         self.image_tokens = _image_tokens(base.config)
+        self.takes = set(inspect.signature(base.forward).parameters)
         self.cohort: Cohort | None = None
         if engine == "cohort" and self.fallback is None:
             self.cohort = Cohort(copy.deepcopy(base, dict(shared)), self.layout, model.pooling, self.dropout)
@@ -216,6 +218,12 @@ class LoraModel:
             `[m, h]` (float32), `[m]` and `[m]`: one per sample, or one per token of a response, with the sample
             that each belongs to.
         """
+        for name in samples.inputs:
+            if name != PREFIX and name not in self.takes:
+                raise FedfusionError(
+                    f"the suite gives '{name}', which the model at model.path={self.model.path} does not take "
+                    "(choose a suite and a model that fit)"
+                )
         hidden = self._hidden(adapters, samples, owner, dropout)
         if samples.labels.dim() == 1:
             return hidden.float(), samples.labels, torch.arange(len(samples))

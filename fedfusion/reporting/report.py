@@ -48,6 +48,7 @@ def make(run_dir: Path) -> None:
         "metrics": metrics,
         "header": [label for label, _ in plots.stages(metrics).values()],
         "rows": rows(metrics),
+        "devices": len({client for record in metrics["rounds"] for client in record["clients"]}),
         "feature": FEATURE[results["config"]["model"]["pooling"]],
         "notes": notes(results),
         "images": images,
@@ -77,7 +78,9 @@ def notes(results: Mapping[str, Any]) -> list[str]:
     """What a reader of the table must know: what the uplink did, who attacked, who was dropped and why."""
     rounds, experiment = results["metrics"]["rounds"], results["config"]
     last = rounds[-1]
-    said = [f"{_count(len(last['clients']), 'client')}, {_count(len(rounds), 'round')}, seed {results['seed']}"]
+    clients = {client for record in rounds for client in record["clients"]}
+    drawn = f" ({len(last['clients'])} per round)" if len(last["clients"]) < len(clients) else ""
+    said = [f"{_count(len(clients), 'client')}{drawn}, {_count(len(rounds), 'round')}, seed {results['seed']}"]
     if last["nmse_db"] is not None:
         said.append(f"uplink NMSE in the last round {last['nmse_db']:.1f} dB")
     if generated := results["metrics"].get("rouge_l"):
