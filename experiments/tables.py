@@ -105,19 +105,19 @@ def cohort(results: dict) -> str:
 
 
 def text8(results: dict) -> str:
-    metrics = results["metrics"]
     rows = [
         prose(
             """Eight text tasks on MiniLM, one device each, 100 steps of 16, frozen prototypes of 8 samples per class
-            (`fedfusion run experiment=text8_minilm`; the data are not part of this repository):"""
+            (`python experiments/text8/run.py --root DIR --out experiments/text8/results.json`; the data are not
+            part of this repository):"""
         ),
         "",
         "| task | base | single task |",
         "|---|---:|---:|",
     ]
-    for task, scores in metrics["tasks"].items():
-        rows.append(f"| {task} | {scores['base']['accuracy']:.3f} | {scores['single_task']['accuracy']:.3f} |")
-    mean = metrics["mean"]
+    for task, scores in results["tasks"].items():
+        rows.append(f"| {task} | {scores['base']:.3f} | {scores['single_task']:.3f} |")
+    mean = results["mean"]
     rows.append(f"| **mean** | **{mean['base']:.3f}** | **{mean['single_task']:.3f}** |")
     return "\n".join(rows)
 
@@ -140,7 +140,7 @@ def mira(results: dict) -> str:
                 *([s["single_task"], s["personal"], s["personal_loss"]] for s in row["seeds"].values()), strict=True
             )
         ]
-        shown = " | ".join(f"{statistics.mean(c):.3f} ± {statistics.stdev(c):.3f}" for c in cells)
+        shown = " | ".join(f"{statistics.mean(c):.3f} ± {statistics.stdev(c) if len(c) > 1 else 0:.3f}" for c in cells)
         rows.append(f"| {name} | {shown} |")
     return "\n".join(rows)
 

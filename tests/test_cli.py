@@ -122,8 +122,8 @@ def test_everything_wrong_with_a_folder_of_data_is_said_before_a_model_is_loaded
     done = fedfusion("run", "suite=files", "suite.root=data", "model=minilm", cwd=tmp_path)
     assert done.returncode == 2 and "Traceback" not in done.stderr and not (tmp_path / "runs").exists()
     assert [re.sub(".*/data/", "", line) for line in done.stderr.splitlines() if "row 1" in line] == [
-        "fruit/test.csv, row 1: label 7 is none of the 2 classes of the training rows, 0, 1 (count labels from 0 without "
-        "gaps, or give all of them names)",
+        "fruit/test.csv, row 1: label 7 is none of the 2 classes of the training rows, 0, 1 (count labels from 0 "
+        "without gaps, or give all of them names)",
         "trees/test.csv, row 1: text is empty",
     ]
 

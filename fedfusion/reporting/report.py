@@ -115,7 +115,7 @@ def show(results: Mapping[str, Any], console: Console | None = None) -> None:
     )
     table.add_column("task", no_wrap=True)
     for label, _ in plots.stages(metrics).values():
-        table.add_column(label.replace(" ", "\n"), justify="right", no_wrap=True)
+        table.add_column(label.replace(" ", "\n").replace("realigned", "re-\naligned"), justify="right", no_wrap=True)
     for i, (name, cells) in enumerate(rows(metrics)):
         table.add_row(name, *cells, end_section=i == len(metrics["tasks"]) - 1)
     console.print(table)

@@ -38,7 +38,7 @@ def test_the_table_fits_80_columns():
     console = Console(width=80, record=True, file=io.StringIO())
     report.show(results(), console)
     printed = console.export_text()
-    assert max(map(len, printed.splitlines())) <= 80 and "realigned" in printed and "…" not in printed
+    assert max(map(len, printed.splitlines())) <= 80 and "aligned" in printed and "…" not in printed
 
 
 def test_bars_and_lines_are_drawn_for_every_stage():
