@@ -122,6 +122,27 @@ class Experiment:
         if violated := [sentence for sentence, holds in checks.items() if not holds]:
             raise FedfusionError("\n".join(violated))
 
+    def _check_combinations(self, words: bool) -> None:
+        """Refuse choices of which one would undo the other, or do nothing."""
+        client, virtual, causal = self.client, self.model.num_virtual_tokens, self.model.auto == "AutoModelForCausalLM"
+        into_base, moments = self.coupling.into_base, self.server_optimizer.num_moments
+        wrong = {
+            "client.train_head=true: the head of a task whose responses are text is the base's (set it to false)":
+                client.train_head and words,
+            "model.pooling=first: the first token of a causal model has not seen the text (choose last or mean)":
+                causal and not words and self.model.pooling == "first",
+            "client.ranks: virtual tokens have no rank (set it to null)": client.ranks is not None and virtual,
+            "regularizer: virtual tokens have no factors that could be orthogonal (choose another)":
+                client.regularizer.needs_tasks and virtual,
+            "regularizer: with model.freeze_a=true the factors that should become orthogonal are frozen (change one)":
+                client.regularizer.needs_tasks and self.model.freeze_a,
+            "coupling adds products to the base: virtual tokens have none (choose another coupling)":
+                into_base and virtual,
+            "server_optimizer: with coupling=stacking nothing is left to do (choose plain)": into_base and moments,
+        }  # fmt: skip
+        if violated := [sentence for sentence, holds in wrong.items() if holds]:
+            raise FedfusionError("\n".join(violated))
+
     def _check_rouge(self) -> None:
         classes = [task for task in self.suite.tasks if self.suite.num_classes(task)]
         if classes:
@@ -167,6 +188,7 @@ class Experiment:
                 f"{self.model.auto} (choose another model, or another suite)"
             )
         self.head.check(self.model, self.suite)
+        self._check_combinations(bool(words))
         if self.rouge_rows:
             self._check_rouge()
         clients = self.clients(Layout(("nothing",), ((1,),)), torch.zeros(1))

@@ -283,7 +283,7 @@ class ServerOptimizer(Protocol):
         """How many tensors like the adapters it keeps from round to round."""
         ...
 
-    def __call__(self, change: Tensor, moments: Tensor, server_round: int) -> tuple[Tensor, Tensor]:
+    def __call__(self, change: Tensor, moments: Tensor) -> tuple[Tensor, Tensor]:
         """Step `[N, d]` and next moments `[num_moments, N, d]`, from `change [N, d]` and those before."""
         ...
 

@@ -19,16 +19,13 @@ ROWS = {
     "local": "method=local",
     "FedIT": "method=fedit",
     "FlexLoRA": "method=flexlora",
-    "FLoRA": "method=flora",
+    "FLoRA": "method=flora fused_rank=null",
     "FedPTuning": "method=fedptuning",
     "MIRA, related tasks, 0.3": "adjacency=task coupling.strength=0.3",
     "MIRA, all alike, 0.3": "adjacency=uniform coupling.strength=0.3",
     "MIRA, random, 0.3": "adjacency=random coupling.strength=0.3",
     "MIRA, wrong relatives, 0.3": "adjacency=shuffled coupling.strength=0.3",
     "MIRA, similar adapters, 0.3": "adjacency=similarity coupling.strength=0.3",
-    "MIRA, related tasks, 0.1": "adjacency=task coupling.strength=0.1",
-    "MIRA, all alike, 0.1": "adjacency=uniform coupling.strength=0.1",
-    "MIRA, related tasks, stored, 0.3": "adjacency=task coupling.strength=0.3 coupling.others=stored",
 }
 SEEDS = (0, 1, 2)
 
@@ -36,7 +33,7 @@ SEEDS = (0, 1, 2)
 def run(overrides: str, seed: int) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         cfg = config.resolve(
-            ["experiment=mira_lists", *overrides.split(), f"seed={seed}", f"run_dir={folder}/run", "fused_rank=8"]
+            ["experiment=mira_lists", "fused_rank=8", *overrides.split(), f"seed={seed}", f"run_dir={folder}/run"]
         )
         with contextlib.redirect_stdout(io.StringIO()):
             config.build(cfg).federation.launch(cfg)

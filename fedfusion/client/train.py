@@ -16,6 +16,8 @@ from fedfusion.rng import generator
 from fedfusion.tasks.heads import Head
 from fedfusion.types import FedfusionError, Regularizer, Samples, concatenate
 
+PREFIX_BYTES = 2**29  # what a cohort's samples may take as hidden states below the first adapted layer
+
 
 @dataclass(frozen=True)
 class Job:
@@ -63,13 +65,14 @@ class LocalTraining:
     lr
         Learning rate at the start of each round.
     max_grad_norm
-        Each client's gradient is clipped to this norm.
+        The gradient of each client's adapter is clipped to this norm.
     regularizer
         The client's side of multi-task learning: a penalty added to the loss.
     sharpness_rho
         Radius of sharpness-aware minimisation: the gradient is taken `rho` uphill, for flat minima. `0` is none.
     train_head
-        Train the head too, from the frozen one; it stays with its task and is never fused.
+        Train the head too, from the frozen one; it stays with its task and is never fused. The mean of a task's
+        heads, as sent, goes to its clients: heads cross no attack and no simulated channel.
     ranks
         LoRA ranks of the clients, `ranks[client % len(ranks)]`, each at most `model.lora.r`; null is all alike.
     threads
@@ -99,7 +102,7 @@ class LocalTraining:
     ranks: Sequence[int] | None = None
     threads: int = 1
     engine: Literal["cohort", "peft"] = "cohort"
-    cohort_size: int = 16
+    cohort_size: int = 8
     max_tokens: int = 4096
 
     def __post_init__(self) -> None:
@@ -167,7 +170,8 @@ class _Cohort:
     ) -> None:
         self.plan, self.model, self.jobs, self.steps = plan, model, jobs, steps
         self.data = [job.data for job in jobs]
-        if sum(steps) * plan.batch_size > sum(map(len, self.data)):  # samples are seen more than once
+        seen, held = sum(steps) * plan.batch_size, sum(map(len, self.data))
+        if seen > held and sum(map(model.prefix_bytes, self.data)) <= PREFIX_BYTES:
             self.data = [model.with_prefix(data, plan.max_tokens) for data in self.data]
         self.start = torch.stack([job.start for job in jobs])
         self.params = nn.Parameter(self.start.clone())
@@ -243,6 +247,8 @@ class _Cohort:
         gradient *= (self.plan.max_grad_norm / (norms + 1e-6)).clamp(max=1.0)
         for k, row in enumerate(self.rows):
             row.grad = gradient[k] if k < active else None
+            for parameter in self.heads[k].parameters() if k >= active else ():
+                parameter.grad = None  # of a client that has finished
             self.optimizer.param_groups[k]["lr"] = self.plan.lr * (1 - step / self.steps[k])
         self.optimizer.step()
         self.optimizer.zero_grad()

@@ -128,13 +128,11 @@ class FromFile:
     Raises
     ------
     FedfusionError
-        If it cannot be read, or a weight is negative or not finite; later, if its size is not that of the clients.
+        When it is first used: if it cannot be read, a weight is negative or not finite, or its size is not that of
+        the clients. Only the server reads it.
     """
 
     path: str
-
-    def __post_init__(self) -> None:
-        _ = self.weights
 
     def __call__(self, clients: Clients, adapters: Tensor, rng: torch.Generator) -> Tensor:
         """The weights of the file."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fedfusion.lora.first_token import FIRST_TOKEN
 from fedfusion.lora.frozen import LINEAR, Frozen, freeze
-from fedfusion.types import Layout, Samples
+from fedfusion.types import FedfusionError, Layout, Samples
 
 PROMPT = "prompt_embeddings"  # peft's name of the virtual tokens
 PASS = 256  # tokens of padding that cost about as much as one more pass through the model
@@ -33,8 +33,8 @@ class Stack:
         The adapter of each row of the batch.
     blocks
         The adapters that occur, when each has equally many consecutive rows; None otherwise.
-    masks
-        Draws a dropout mask for an input `[n, T, in]`, or None.
+    dropout
+        LoRA dropout for inputs `[n, T, in]`, or None.
     """
 
     factors: dict[str, tuple[Tensor, Tensor]]
@@ -160,8 +160,10 @@ class Cohort:
         """Hidden states `[n, T, h]` that enter the first adapted layer: the same under every adapter."""
         seen: list[Tensor] = []
         hook = self.layers[self.depth].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
-        self.backbone(**samples.inputs)
-        hook.remove()
+        try:
+            self.backbone(**samples.inputs)
+        finally:
+            hook.remove()
         return seen[0]
 
     def bake(self, adapter: Tensor, layout: Layout) -> None:
@@ -194,8 +196,13 @@ class Cohort:
 def pool(output: object, samples: Samples, pooling: str) -> Tensor:
     """One feature `[n, h]` per sample from the output of a Hugging Face model."""
     if pooling == "pooler":
-        pooled = getattr(output, "image_embeds", None)
-        return pooled if pooled is not None else output.pooler_output  # type: ignore[attr-defined]
+        for name in ("image_embeds", "pooler_output"):
+            if getattr(output, name, None) is not None:
+                return getattr(output, name)
+        raise FedfusionError(
+            "model.pooling=pooler: the model has no pooler (drop add_pooling_layer: false from model.load, or choose "
+            "another pooling)"
+        )
     hidden: Tensor = output.last_hidden_state  # type: ignore[attr-defined]
     if pooling == "first":
         return hidden[:, 0]

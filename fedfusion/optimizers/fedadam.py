@@ -19,7 +19,7 @@ class FedAdam:
               w \leftarrow w + \eta \frac{m}{\sqrt v + \tau}
 
     with `m = 0` and :math:`v = \tau^2` before round one. Steps are of the order of `lr` in every coordinate that
-    changes by more than `tau`. Adapters without a change keep moving on their momentum. Where `tau` is far above all
+    changes by more than `tau`. Adapters without a change are left alone by the server. Where `tau` is far above all
     changes, nothing is adaptive: `lr=tau, beta1=0` is then the change times a factor that grows from a half to one.
 
     Parameters
@@ -56,10 +56,9 @@ class FedAdam:
             if not 0 <= getattr(self, name) < 1:
                 raise FedfusionError(f"server_optimizer.{name} must be in [0, 1), got {getattr(self, name)}")
 
-    def __call__(self, change: Tensor, moments: Tensor, server_round: int) -> tuple[Tensor, Tensor]:
-        """Step `[N, d]` and next moments `m, v [2, N, d]`, from `change [N, d]` and those before, zero at first."""
-        first, second = moments
-        second = torch.full_like(second, self.tau**2) if server_round == 1 else second
+    def __call__(self, change: Tensor, moments: Tensor) -> tuple[Tensor, Tensor]:
+        """Step `[N, d]` and next moments `m, v - tau^2 [2, N, d]`, from `change [N, d]` and those before."""
+        first, second = moments[0], moments[1] + self.tau**2
         first = self.beta1 * first + (1 - self.beta1) * change
         second = self.beta2 * second + (1 - self.beta2) * change.square()
-        return self.lr * first / (second.sqrt() + self.tau), torch.stack([first, second])
+        return self.lr * first / (second.sqrt() + self.tau), torch.stack([first, second - self.tau**2])

@@ -15,8 +15,8 @@ class FedAvgM:
 
     .. math:: m \leftarrow \beta m + \Delta, \qquad w \leftarrow w + \eta m
 
-    A constant change is amplified to :math:`\eta / (1 - \beta)` times itself. Adapters without a change keep rolling
-    on what is left of their momentum. `lr=1, momentum=0` is :class:`~fedfusion.optimizers.Plain`.
+    A constant change is amplified to :math:`\eta / (1 - \beta)` times itself. Adapters without a change are left
+    alone by the server. `lr=1, momentum=0` is :class:`~fedfusion.optimizers.Plain`.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ class FedAvgM:
         if not 0 <= self.momentum < 1:
             raise FedfusionError(f"server_optimizer.momentum must be in [0, 1), got {self.momentum}")
 
-    def __call__(self, change: Tensor, moments: Tensor, server_round: int) -> tuple[Tensor, Tensor]:
+    def __call__(self, change: Tensor, moments: Tensor) -> tuple[Tensor, Tensor]:
         """Step `[N, d]` and next moment `[1, N, d]`, from `change [N, d]` and the one before, zero at first."""
         moments = self.momentum * moments + change
         return self.lr * moments[0], moments

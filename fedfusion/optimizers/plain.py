@@ -12,6 +12,6 @@ class Plain:
 
     num_moments: ClassVar[int] = 0
 
-    def __call__(self, change: Tensor, moments: Tensor, server_round: int) -> tuple[Tensor, Tensor]:
+    def __call__(self, change: Tensor, moments: Tensor) -> tuple[Tensor, Tensor]:
         """Return `change [N, d]` and `moments [0, N, d]` unchanged."""
         return change, moments

@@ -198,12 +198,13 @@ class Nodes:
         """The mean, by task, of the heads that `clients` trained; those of another shape or not finite are left out."""
         found: dict[str, list[Tensor]] = {}
         for reply in replies:
-            for client in () if reply.has_error() else self.asked[reply.metadata.reply_to_message_id]:
+            believed = [c for c in self.asked[reply.metadata.reply_to_message_id] if c in clients]
+            for client in believed:
                 task, sent = suite.task_of(client), reply.content.array_records["arrays"].get(f"head.{client}")
                 expected = like[task]
-                if client not in clients or sent is None or not isinstance(expected, PrototypeHead):
+                if sent is None or not isinstance(expected, PrototypeHead):
                     continue
-                tensor = torch.from_numpy(sent.numpy().copy())
+                tensor = torch.from_numpy(sent.numpy().copy()).float()
                 if tensor.shape == expected.to_tensor().shape and bool(tensor.isfinite().all()):
                     found.setdefault(task, []).append(tensor)
         return {task: torch.stack(tensors).mean(0) for task, tensors in sorted(found.items())}
@@ -212,10 +213,12 @@ class Nodes:
         """What each client measured when it was asked to evaluate."""
         found: dict[int, dict[str, float]] = {}
         for reply in replies:
-            if not reply.has_error():
-                metrics = reply.content.metric_records["metrics"]
-                for i, client in enumerate(self.asked[reply.metadata.reply_to_message_id]):
-                    found[client] = {name: float(_list(column)[i]) for name, column in metrics.items()}
+            clients = self.asked[reply.metadata.reply_to_message_id]
+            metrics: Mapping[str, Any] = {} if reply.has_error() else reply.content.metric_records.get("metrics", {})
+            columns = {name: _list(column) for name, column in metrics.items()}
+            if columns and all(len(column) == len(clients) for column in columns.values()):
+                for i, client in enumerate(clients):
+                    found[client] = {name: float(column[i]) for name, column in columns.items()}
         return dict(sorted(found.items()))
 
 
@@ -255,7 +258,7 @@ def _read(
     found = {}
     for i, client in enumerate(clients):
         own = {name: float(_list(column)[i]) for name, column in metrics.items()}
-        if not own["num_examples"] >= 1:
+        if not 1 <= own["num_examples"] < 2**53:
             raise ValueError(f"num_examples is {own['num_examples']}")
         found[client] = torch.from_numpy(vectors[i].copy()), own
     return found, failed

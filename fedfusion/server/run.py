@@ -62,6 +62,11 @@ def _serve(grid: Grid, experiment: Experiment, experiment_json: str, run_dir: Pa
     client_model = LoraModel(experiment.model, experiment.seed, engine=experiment.client.engine)
     if client_model.fallback:
         log(WARNING, "client.engine=peft, slower: the cohort engine cannot run this adapter, %s", client_model.fallback)
+    if experiment.coupling.into_base and (client_model.cohort is None or not client_model.layout.pairs):
+        raise FedfusionError(
+            "the coupling adds products to the base, which needs client.engine=cohort and LoRA factors "
+            f"({client_model.fallback or 'this adapter runs on peft, or has none'})"
+        )
     rank = _fused_rank(experiment, client_model)
     fused_model = LoraModel(experiment.model, experiment.seed, rank, experiment.client.engine)
     strategy = RoundStrategy(
@@ -119,7 +124,7 @@ def _save_adapters(run_dir: Path, strategy: RoundStrategy, client_model: LoraMod
             client_model.save(folder, adapter)
             if task in heads:
                 save_file({task: heads[task]}, folder / "heads.safetensors")
-            (folder / "README.md").write_text(f"Adapter of client {client}, task {task}, as the server received it.\n")
+            (folder / "README.md").write_text(f"What client {client}, task {task}, continues from.\n")
 
 
 def _metrics(strategy: RoundStrategy) -> dict[str, Any]:
@@ -152,9 +157,10 @@ def _rouge_l(strategy: RoundStrategy, rows: int) -> dict[str, Any]:
     for task in suite.tasks:
         adapters = {"base": evaluator.base, "realigned": state.realigned}
         scores[task] = {name: evaluator.rouge_l(evaluator.model, a, task, rows) for name, a in adapters.items()}
-        heard = [a for c, a in enumerate(state.adapters) if state.examples[c] and suite.task_of(c) == task]
-        if heard:
-            own = [evaluator.rouge_l(strategy.model, adapter, task, rows) for adapter in heard]
+        starts = [] if strategy.experiment.coupling.into_base else list(strategy.starts())  # there is one model
+        own = [a for c, a in enumerate(starts) if str(c) in state.personal and suite.task_of(c) == task]
+        if own:
+            own = [evaluator.rouge_l(strategy.model, adapter, task, rows) for adapter in own]
             scores[task]["personal"] = sum(own) / len(own)
     return {"rouge_l": scores}
 

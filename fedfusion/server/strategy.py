@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fedfusion.config import Experiment
 from fedfusion.lora.model import LoraModel
-from fedfusion.lora.product import CoreSpace, accumulate, restrict
+from fedfusion.lora.product import CoreSpace, accumulate, restrict, revive
 from fedfusion.realign import FewShot, Unaligned
 from fedfusion.rng import generator
 from fedfusion.server.checkpoint import Checkpoints
@@ -25,7 +25,7 @@ from fedfusion.server.evaluation import Evaluator, Scores, summary
 from fedfusion.server.nodes import Nodes, arrays
 from fedfusion.server.state import State
 from fedfusion.tracking import Tracker
-from fedfusion.types import FedfusionError, Layout, RunFailed, Updates
+from fedfusion.types import ChannelReport, FedfusionError, Layout, RunFailed, Updates
 
 STARTUP_S = 600.0  # nodes have this long to appear, however short the deadline of a client
 
@@ -41,12 +41,13 @@ class Fused:
 
 @dataclass(frozen=True)
 class Coupled:
-    """What clients start from next and what is behind it, see :class:`State`, and a report of the step."""
+    """What clients start from next and what is behind it, see :class:`State`; for whom it changed; and a report."""
 
     adapters: Tensor
     examples: Tensor
     moments: Tensor
     merged: Tensor
+    moved: list[int]
     report: dict[str, float | None]
 
 
@@ -86,6 +87,7 @@ class RoundStrategy(Strategy):
         self.suite = experiment.suite
         self.started = time.monotonic()
         self.nodes = Nodes(experiment_json, {})
+        self.moved: list[int] = []
         drawn = torch.randperm(self.suite.num_clients, generator=self._rng("byzantine"))
         self.byzantine = tuple(sorted(drawn[: experiment.attack.f].tolist()))
         self.clients = experiment.clients(self.layout, model.initial)
@@ -99,7 +101,7 @@ class RoundStrategy(Strategy):
         trained, dropped = self.nodes.collect(replies, chosen, state.adapters, self.suite, self.layout)
 
         sent = experiment.attack(trained, self.byzantine, self._rng("attack", server_round))
-        received, uplink = experiment.channel(sent, self._rng("channel", server_round))
+        received, uplink = self._receive(sent, server_round)
         believed, guarded = experiment.guard(received)
         dropped |= dict.fromkeys(uplink.erased, "its upload was lost on the air") | dict(guarded.refused)
         self._require(server_round, believed, dropped)
@@ -109,6 +111,7 @@ class RoundStrategy(Strategy):
         intact = trained.keep([i for i, client in enumerate(trained.clients) if client not in guarded.refused])
         fused_clean = self._fuse(self._couple(intact, server_round))
         coupled = self._couple(believed, server_round)
+        self.moved = coupled.moved
         state.adapters, state.examples = coupled.adapters, coupled.examples
         state.moments, state.merged = coupled.moments, coupled.merged
         fused = self._fuse(coupled)
@@ -118,7 +121,7 @@ class RoundStrategy(Strategy):
         )
 
         state.single_task |= self._single_task(intact)
-        state.personal |= self._personal(believed.clients)
+        state.personal |= self._personal()
         scores = {
             "single_task": state.single_task,
             "personal": self._by_own_task(state.personal),
@@ -146,6 +149,18 @@ class RoundStrategy(Strategy):
         state.history.append(record)
         return arrays(realigned=state.realigned), MetricRecord({"accuracy": record["mean"]["realigned"]})
 
+    def _receive(self, sent: Updates, server_round: int) -> tuple[Updates, ChannelReport]:
+        """Send through the channel what is trained of each upload; the rest is known to be zero."""
+        air = torch.ones(self.layout.dim, dtype=torch.bool)
+        for entry in self.model.frozen:
+            air[self.layout.offsets[entry] : self.layout.offsets[entry + 1]] = False
+        received, report = self.experiment.channel(
+            sent.with_vectors(sent.vectors[:, air]), self._rng("channel", server_round)
+        )
+        whole = torch.zeros(len(received), self.layout.dim)
+        whole[:, air] = received.vectors
+        return received.with_vectors(self._cut(whole, received.clients)), report
+
     def _couple(self, updates: Updates, server_round: int) -> "Coupled":
         """What clients start from next, after `updates`."""
         state = self.state
@@ -157,24 +172,27 @@ class RoundStrategy(Strategy):
         rng = self._rng("coupling", server_round)
         coupled, report = self.experiment.coupling(adapters, heard, weights / weights.sum(), self.clients, rng)
         change = coupled - state.adapters
-        step, moments = self.experiment.server_optimizer(change, state.moments, server_round)
-        unchanged = ~change.any(1)  # whoever keeps its adapter does not drift on momentum either
-        step[unchanged], moments[:, unchanged] = 0.0, state.moments[:, unchanged]
+        step, moments = self.experiment.server_optimizer(change, state.moments)
+        moved = change.any(1)  # whoever keeps its adapter does not drift on momentum either
+        step[~moved], moments[:, ~moved] = 0.0, state.moments[:, ~moved]
         merged = state.merged
         if self.experiment.coupling.into_base:
             target = self.evaluator.model.layout
             merged, discarded = accumulate(merged, target, adapters[heard], weights / weights.sum(), self.layout)
-            report = {**report, "discarded": discarded}
+            report, moved = {**report, "discarded": discarded}, torch.ones_like(moved)
         finite = {name: value if isfinite(value) else None for name, value in report.items()}
-        return Coupled(state.adapters + step, examples, moments, merged, finite)
+        adapters = revive(self.layout, state.adapters + step, self.model.initial)
+        return Coupled(adapters, examples, moments, merged, torch.nonzero(moved)[:, 0].tolist(), finite)
 
     def starts(self) -> Tensor:
         """What clients are sent: their personal adapters, cut to their own ranks."""
+        return self._cut(self.state.adapters, range(self.suite.num_clients))
+
+    def _cut(self, vectors: Tensor, clients: Sequence[int]) -> Tensor:
         ranks = self.experiment.client.ranks
         if ranks is None:
-            return self.state.adapters
-        own = torch.tensor([ranks[client % len(ranks)] for client in range(self.suite.num_clients)])
-        return restrict(self.layout, self.state.adapters, own)
+            return vectors
+        return restrict(self.layout, vectors, torch.tensor([ranks[client % len(ranks)] for client in clients]))
 
     def _shared(self) -> dict[str, Tensor]:
         """What goes to all clients alike, if asked for: what was added to the base, and the tasks' mean adapters."""
@@ -185,13 +203,13 @@ class RoundStrategy(Strategy):
         rows = [[client for client, t in enumerate(tasks) if t == task] for task in self.suite.tasks]
         return merged | {"tasks": torch.stack([self.state.adapters[mine].mean(0) for mine in rows])}
 
-    def _personal(self, clients: Sequence[int]) -> dict[str, dict[str, float]]:
-        """Score of the personal adapter that each of `clients` will start from next."""
+    def _personal(self) -> dict[str, dict[str, float]]:
+        """Score of the adapter that each client will start from next, where that has changed."""
         if self.experiment.evaluation == "clients":
             return {}  # they are asked once the round is done, see :meth:`start`
         if self.experiment.coupling.into_base:
             self.model.bake(self.state.merged, self.evaluator.model.layout)
-        scores = self.evaluator.personal(self.model, self.starts(), clients)
+        scores = self.evaluator.personal(self.model, self.starts(), self.moved)
         return {str(client): score for client, score in scores.items()}
 
     def _by_own_task(self, personal: Mapping[str, Mapping[str, float]]) -> Scores:
@@ -271,8 +289,8 @@ class RoundStrategy(Strategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Ask the clients of this round to measure their personal adapter and the realigned one."""
-        groups = self.nodes.groups(self.experiment.chosen(server_round), self.experiment.client.cohort_size)
+        """Ask clients to measure the realigned adapter and their personal one, where that has changed."""
+        groups = self.nodes.groups(self.moved, self.experiment.client.cohort_size)
         heads, shared = self.evaluator.heads, self._shared() | {"shared": self.state.realigned}
         kind = MessageType.EVALUATE
         return self.nodes.messages(server_round, groups, self.starts(), self.suite, heads, shared, kind)

@@ -98,11 +98,11 @@ def test_files_of_every_kind(clients, adapters, rng, tmp_path):
         ("a.csv", "0,nan\n1,0\n", "has nan at (1, 2)"),
     ],
 )
-def test_a_file_without_weights_is_refused_at_once(name, text, sentence, tmp_path):
+def test_a_file_without_weights_is_refused(name, text, sentence, tmp_path):
     if text is not None:
         (tmp_path / name).write_text(text)
     with pytest.raises(FedfusionError) as caught:
-        FromFile(str(tmp_path / name))
+        _ = FromFile(str(tmp_path / name)).weights
     assert sentence in str(caught.value) and str(caught.value).startswith("coupling.adjacency.path: ")
 
 
