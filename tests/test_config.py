@@ -98,6 +98,18 @@ def test_the_default_is_the_quickstart():
         (["suite.tasks=[upright-digit,walking]"], ["there is no task 'walking'"]),
         (["rouge_rows=-1"], ["rouge_rows must be at least 0, got -1"]),
         (["rouge_rows=4"], ["the labels of task 'upright-digit' are classes (set rouge_rows=0"]),
+        (["model.lora.r=8", "client.ranks=[16]"], ["client.ranks=[16] must not exceed model.lora.r=8"]),
+        (["+model.lora.init_lora_weights=pissa"], ["model.lora.init_lora_weights=pissa starts from a product"]),
+        (["suite=lists"], ["suite: 'vit-glyphs' has no tokenizer"]),
+        (
+            ["suite=lists", "model=gpt2_lists", "client.train_head=true", "client.ranks=[2]"]
+            + ["model.num_virtual_tokens=4", "coupling=stacking"],
+            ["client.train_head=true: the head", "client.ranks: virtual tokens", "coupling adds products to the base"],
+        ),
+        (
+            ["coupling=laplacian", "coupling.normalise=none", "adjacency=uniform"],
+            ["coupling.strength x coupling.server_lr = 0.5 diverges, the 16 clients heard are stable up to 0.125"],
+        ),
         (["suite.shots=0"], ["suite.shots must be between 1 and 10"]),
     ],
 )  # fmt: skip

@@ -250,3 +250,12 @@ def test_a_prefix_is_used_only_where_samples_are_seen_again(tmp_path, rng, monke
     assert calls == []
     LocalTraining(steps=4, batch_size=4)(model, jobs, **NAMES)
     assert calls == [4, 20]
+
+
+def test_a_head_stops_when_its_client_has_finished(tmp_path, rng):
+    model = LoraModel(bert(tmp_path), seed=0)
+    jobs = jobs_for("bert", model, rng, [20, 4, 8])
+    plan = LocalTraining(epochs=1, batch_size=4, lr=1e-2, train_head=True)
+    for job, result in zip(jobs, plan(model, jobs, **NAMES), strict=True):
+        (alone,) = plan(model, [job], **NAMES)
+        torch.testing.assert_close(result.head.to_tensor(), alone.head.to_tensor(), rtol=0, atol=1e-5)

@@ -64,7 +64,7 @@ def test_whoever_does_not_answer_well_is_named():
     }
 
 
-@pytest.mark.parametrize("num_examples", [0.0, float("nan")])
+@pytest.mark.parametrize("num_examples", [0.0, float("nan"), float("inf"), 1e300])
 def test_a_malformed_reply_drops_its_client_only(num_examples):
     empty = Message(RecordDict(), reply_to=question(8))
     odd = reply(9, 2, np.ones((1, 4), np.float32))
@@ -72,6 +72,7 @@ def test_a_malformed_reply_drops_its_client_only(num_examples):
     updates, dropped = collect([reply(7, 0, np.ones((1, 4), np.float32)), empty, odd])
     assert updates.clients == (0,) and list(dropped) == [1, 2]
     assert all(reason.startswith("sent a malformed reply") for reason in dropped.values())
+    assert NODES.heads([empty, odd], updates.clients, {}, Suite()) == {} and NODES.measured([empty]) == {}
 
 
 def test_a_node_cannot_speak_for_the_clients_of_another():

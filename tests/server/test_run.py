@@ -2,14 +2,16 @@ import fcntl
 import json
 
 import pytest
+import torch
 from command import SMALL
 from flwr.app import Context, RecordDict
 from safetensors.torch import load_file
 from tiny import clip
 
 from fedfusion.apps import client_app, server_app
-from fedfusion.config import resolve, to_json
+from fedfusion.config import build, resolve, to_json
 from fedfusion.federation.inline import InlineGrid
+from fedfusion.lora.model import LoraModel
 from fedfusion.reporting.report import notes
 from fedfusion.tasks.digits import NAMES
 from fedfusion.types import FedfusionError
@@ -123,3 +125,29 @@ def test_clients_of_lower_rank_are_sent_what_they_can_hold(tmp_path):
     for name, factor in personal.items():
         beyond = factor[2:] if "lora_A" in name else factor[:, 2:]
         assert not beyond.any()
+
+
+def test_personal_is_what_every_client_continues_with_drawn_or_not(tmp_path):
+    metrics = run(tmp_path, "method=fedit", "channel=ideal", "fraction=0.5", "rounds=2")
+    assert len(metrics["clients"]) == 4
+    for scores in metrics["tasks"].values():  # everyone has the one model
+        assert scores["personal"]["accuracy"] == pytest.approx(scores["fused_received"]["accuracy"], abs=0.003)
+
+
+def test_what_is_never_sent_is_never_jammed(tmp_path):
+    run(tmp_path, "method=ffa_lora", "channel.jsr_db=20", "rounds=1")
+    stored = load_file(max((tmp_path / "checkpoints").iterdir()) / "state.safetensors")
+    personal = load_file(tmp_path / "personal" / "client-00" / "adapter_model.safetensors")
+    model = LoraModel(build(resolve([])).model, seed=0)
+    initial = model.layout.unflatten(model.initial)
+    assert stored["adapters"].isfinite().all()
+    for name, factor in personal.items():
+        assert torch.equal(factor, initial[name]) == ("lora_A" in name)
+
+
+def test_ranks_that_nobody_heard_of_late_could_hold_stay_alive(tmp_path):
+    run(tmp_path, "method=fedit", "channel=ideal", "client.ranks=[1]", "rounds=1")
+    stored = load_file(max((tmp_path / "checkpoints").iterdir()) / "state.safetensors")
+    model = LoraModel(build(resolve([])).model, seed=0)
+    for pair in model.layout.pairs:
+        assert model.layout.entry(stored["adapters"][0], pair.a).any(1).all()
