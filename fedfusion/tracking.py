@@ -92,6 +92,8 @@ class Terminal:
         """One line per round."""
         stages = ("single_task", "personal", "fused_received", "realigned")  # a line of 80 characters
         means = {re.sub("_.*", "", stage): record["mean"][stage] for stage in stages if stage in record["mean"]}
+        if means.get("realigned") == means.get("fused"):
+            means.pop("realigned", None)
         parts = [f"{name} {value:.3f}".replace(" 0.", " .") for name, value in means.items()]
         parts.insert(0, f"loss {record['train_loss']:.2f}")
         self.console.print(f"round {record['round']}/{self.num_rounds}  {'  '.join(parts)}")

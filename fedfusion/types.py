@@ -291,6 +291,11 @@ class ServerOptimizer(Protocol):
 class Aggregator(Protocol):
     """Within one task: many clients, one vector (`vectors: [n, d]`, `weights: [n]` summing to one, result `[d]`)."""
 
+    @property
+    def linear(self) -> bool:
+        """Whether it is the weighted mean, which needs no single products."""
+        ...
+
     def __call__(self, vectors: Tensor, weights: Tensor) -> Tensor: ...
 
 

@@ -1,6 +1,7 @@
 """The weighted mean."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -17,6 +18,8 @@ class Mean:
     McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017,
     https://arxiv.org/abs/1602.05629
     """
+
+    linear: ClassVar[bool] = True
 
     def __call__(self, vectors: Tensor, weights: Tensor) -> Tensor:
         """Return the mean of `vectors [n, d]`."""

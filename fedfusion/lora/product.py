@@ -237,6 +237,16 @@ class CoreSpace:
         parts.append(plain(adapters, vectors) - self.origin)
         return torch.cat(parts, dim=1)
 
+    def mean(self, adapters: Layout, vectors: Tensor, weights: Tensor) -> Tensor:
+        """Coordinates `[D]` of the mean of the products of `vectors [n, d]`, by stacking, without each of them."""
+        parts = []
+        for pair, u, v in zip(adapters.pairs, self.left, self.right, strict=True):
+            b, a = factors(adapters, pair, vectors)
+            b = (b * weights.to(b.dtype)[:, None, None]).transpose(0, 1).flatten(1)
+            parts.append(((u.T @ b) @ (a.flatten(0, 1) @ v)).flatten())
+        parts.append(weights.to(vectors.dtype) @ (plain(adapters, vectors) - self.origin))
+        return torch.cat(parts)
+
     def to_adapter(self, coordinates: Tensor, target: Layout) -> tuple[Tensor, dict[str, float]]:
         """The adapter `[d']` in layout `target` nearest to `coordinates [D]`, and the discarded energy per module.
 

@@ -48,7 +48,7 @@ def make(run_dir: Path) -> None:
         "metrics": metrics,
         "header": [label for label, _ in plots.stages(metrics).values()],
         "rows": rows(metrics),
-        "devices": len({client for record in metrics["rounds"] for client in record["clients"]}),
+        "devices": metrics["num_clients"],
         "feature": FEATURE[results["config"]["model"]["pooling"]],
         "notes": notes(results),
         "images": images,
@@ -78,9 +78,12 @@ def notes(results: Mapping[str, Any]) -> list[str]:
     """What a reader of the table must know: what the uplink did, who attacked, who was dropped and why."""
     rounds, experiment = results["metrics"]["rounds"], results["config"]
     last = rounds[-1]
-    clients = {client for record in rounds for client in record["clients"]}
-    drawn = f" ({len(last['clients'])} per round)" if len(last["clients"]) < len(clients) else ""
-    said = [f"{_count(len(clients), 'client')}{drawn}, {_count(len(rounds), 'round')}, seed {results['seed']}"]
+    drawn, total = {client for record in rounds for client in record["clients"]}, results["metrics"]["num_clients"]
+    per_round = f" ({len(last['clients'])} per round, {len(drawn)} of them drawn)" if len(drawn) < total else ""
+    per_round = per_round or (f" ({len(last['clients'])} per round)" if len(last["clients"]) < total else "")
+    said = [f"{_count(total, 'client')}{per_round}, {_count(len(rounds), 'round')}, seed {results['seed']}"]
+    if unheard := [task for task, scores in results["metrics"]["tasks"].items() if "single_task" not in scores]:
+        said.append(f"no client of {', '.join(unheard)} was drawn: means of single task and personal are without it")
     if last["nmse_db"] is not None:
         said.append(f"uplink NMSE in the last round {last['nmse_db']:.1f} dB")
     if generated := results["metrics"].get("rouge_l"):

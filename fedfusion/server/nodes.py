@@ -4,6 +4,7 @@ import re
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor
 from fedfusion.tasks.heads import Head, PrototypeHead
 from fedfusion.types import FedfusionError, Layout, TaskSuite, Updates
 
+IN_FLIGHT = 32  # messages that wait for an answer at the same time: each holds the adapters of its clients
 GRACE_S = 10.0  # a grid that watches the deadline itself answers for the client within this time
 
 
@@ -123,6 +125,7 @@ class Nodes:
         self,
         grid: Grid,
         messages: Iterable[Message],
+        total: int,
         timeout: float,
         progress: Callable[[int, int], None],
         layout: Layout | None,
@@ -130,16 +133,18 @@ class Nodes:
         """Send, and take replies as they come until none has come for `timeout` seconds.
 
         A group whose reply is not wholly good is asked again, client by client, so that nobody is dropped for what
-        another did. `progress` is told how many of how many clients have answered; `layout` is that of the uploads
+        another did. `progress` is told how many of the `total` clients have answered; `layout` is that of the uploads
         asked for, None where none is.
         """
         self.asked.clear()
-        waiting = self._send(grid, messages)
-        total = sum(len(self.asked[message]) for message in waiting)
+        unsent, waiting = iter(messages), dict[str, Message]()
         replies: list[Message] = []
-        last = time.monotonic()
+        last, answered = time.monotonic(), 0
         progress(0, total)
-        while waiting and time.monotonic() - last < timeout + GRACE_S:
+        while time.monotonic() - last < timeout + GRACE_S:
+            waiting |= self._send(grid, islice(unsent, IN_FLIGHT - len(waiting)))
+            if not waiting:
+                break
             new = [r for r in grid.pull_messages(list(waiting)) if r.metadata.reply_to_message_id in waiting]
             for reply in new:
                 message = waiting.pop(reply.metadata.reply_to_message_id)
@@ -148,9 +153,10 @@ class Nodes:
                     waiting |= self._send(grid, _singly(message, clients))
                 else:
                     replies.append(reply)
+                    answered += len(clients)
             if new:
                 last = time.monotonic()
-                progress(total - sum(len(self.asked[message]) for message in waiting), total)
+                progress(answered, total)
             else:
                 time.sleep(0.005)
         return replies
@@ -260,7 +266,7 @@ def _read(
         own = {name: float(_list(column)[i]) for name, column in metrics.items()}
         if not 1 <= own["num_examples"] < 2**53:
             raise ValueError(f"num_examples is {own['num_examples']}")
-        found[client] = torch.from_numpy(vectors[i].copy()), own
+        found[client] = torch.tensor(vectors[i]), own
     return found, failed
 
 

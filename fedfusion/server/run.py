@@ -139,6 +139,7 @@ def _metrics(strategy: RoundStrategy) -> dict[str, Any]:
     words = all(strategy.suite.num_classes(task) == 0 for task in strategy.suite.tasks)
     return {
         "measure": "exact match" if words else "accuracy",
+        "num_clients": strategy.suite.num_clients,
         "tasks": tasks,
         "mean": {name: s["mean"] for name, s in fixed.items()} | last["mean"],
         "worst": {name: s["worst"] for name, s in fixed.items()} | last["worst"],

@@ -106,6 +106,7 @@ class RoundStrategy(Strategy):
         dropped |= dict.fromkeys(uplink.erased, "its upload was lost on the air") | dict(guarded.refused)
         self._require(server_round, believed, dropped)
         state.heads |= self.nodes.heads(replies, believed.clients, self.evaluator.heads, self.suite)
+        del replies  # as large as the matrix
         self.evaluator.adopt(state.heads)
 
         intact = trained.keep([i for i, client in enumerate(trained.clients) if client not in guarded.refused])
@@ -151,6 +152,8 @@ class RoundStrategy(Strategy):
 
     def _receive(self, sent: Updates, server_round: int) -> tuple[Updates, ChannelReport]:
         """Send through the channel what is trained of each upload; the rest is known to be zero."""
+        if not self.model.frozen and self.experiment.client.ranks is None:
+            return self.experiment.channel(sent, self._rng("channel", server_round))
         air = torch.ones(self.layout.dim, dtype=torch.bool)
         for entry in self.model.frozen:
             air[self.layout.offsets[entry] : self.layout.offsets[entry + 1]] = False
@@ -233,8 +236,12 @@ class RoundStrategy(Strategy):
         for task in dict.fromkeys(tasks):  # one task at a time: products are larger than factors
             mine = known[[t == task for t in tasks]]
             weights = examples[mine].double()
-            products = core.project(self.layout, adapters[mine])
-            task_vectors.append(self.experiment.aggregator(products, weights / weights.sum()))
+            weights = weights / weights.sum()
+            if self.experiment.aggregator.linear:
+                task_vectors.append(core.mean(self.layout, adapters[mine], weights))
+            else:
+                products = core.project(self.layout, adapters[mine])
+                task_vectors.append(self.experiment.aggregator(products, weights))
         stacked = torch.stack(task_vectors)
         adapter, discarded = core.to_adapter(self.experiment.fusion(stacked, core.layout), self.evaluator.model.layout)
         return Fused(adapter, stacked, max(discarded.values(), default=0.0))
@@ -260,15 +267,17 @@ class RoundStrategy(Strategy):
             patience = max(timeout, STARTUP_S)
             self.nodes = Nodes.meet(grid, self.experiment_json, self.suite.num_clients, patience, rank)
             for server_round in range(len(self.state.history) + 1, num_rounds + 1):
-                messages = list(self.configure_train(server_round, ArrayRecord(), ConfigRecord(), grid))
-                report = partial(self._report, server_round)
-                replies = self.nodes.exchange(grid, messages, timeout, report, self.layout)
-                result.arrays, metrics = self.aggregate_train(server_round, replies)
+                messages = self.configure_train(server_round, ArrayRecord(), ConfigRecord(), grid)
+                report, total = partial(self._report, server_round), len(self.experiment.chosen(server_round))
+                result.arrays, metrics = self.aggregate_train(
+                    server_round, self.nodes.exchange(grid, messages, total, timeout, report, self.layout)
+                )
                 result.train_metrics_clientapp[server_round] = metrics
                 if self.experiment.evaluation == "clients":
                     asked = self.configure_evaluate(server_round, ArrayRecord(), ConfigRecord(), grid)
                     self.aggregate_evaluate(
-                        server_round, self.nodes.exchange(grid, asked, timeout, lambda *_: None, None)
+                        server_round,
+                        self.nodes.exchange(grid, asked, len(self.moved), timeout, lambda *_: None, None),
                     )
                 self._save(server_round)
                 for tracker in self.trackers:

@@ -192,7 +192,7 @@ class Instruct:
         if tokenizer.eos_token_id is None:
             raise FedfusionError(
                 f"suite: the tokenizer of '{self.tokenizer}' has no eos token, so that no response would ever end "
-                "(choose another model.path)"
+                "(choose a causal language model, as model=gpt2_lists)"
             )
         if tokenizer.pad_token_id is None and not self.pad_with_eos:
             raise FedfusionError(
@@ -294,8 +294,8 @@ def _tokenizer(path: str, max_length: int) -> PreTrainedTokenizerBase:
     tokenizer = _load(AutoTokenizer.from_pretrained, path, "tokenizer")
     if max_length > tokenizer.model_max_length:
         raise FedfusionError(
-            f"suite: max_length={max_length}, but the tokenizer of '{path}' says that its model takes at most "
-            f"{tokenizer.model_max_length} tokens (lower max_length)"
+            f"suite.max_length={max_length}, but the tokenizer of '{path}' says that its model takes at most "
+            f"{tokenizer.model_max_length} tokens (lower it, or choose another model)"
         )
     return tokenizer
 
@@ -310,7 +310,11 @@ def _load(from_pretrained: Callable[[str], Any], path: str, what: str) -> Any:
     try:
         return from_pretrained(location)
     except (OSError, ValueError, KeyError, ImportError) as error:
+        if "connect to" in str(error):
+            raise FedfusionError(
+                f"model.path: '{path}' cannot be fetched (give a folder, or check its name and the network)"
+            ) from error
         raise FedfusionError(
-            f"suite: '{path}' has no {what} ({str(error).strip().splitlines()[0].split('. ')[0].rstrip(' :')}; "
-            "choose a model.path that has one)"
+            f"suite: '{path}' has no {what} (choose another model, as model=minilm for text, model=gpt2_lists for "
+            "instructions, or another model.path)"
         ) from error

@@ -139,3 +139,10 @@ def test_what_is_zero_in_both_factors_gets_its_first_a_again(layout, rng):
     assert torch.equal(revived[1], cut[1]) and torch.equal(
         layout.entry(revived, 2)[0, 1:], layout.entry(initial, 2)[1:]
     )
+
+
+def test_the_mean_by_stacking_is_the_mean_of_the_products(layout, rng):
+    vectors, weights = torch.randn(4, layout.dim, generator=rng), torch.tensor([0.1, 0.2, 0.3, 0.4])
+    core = product.CoreSpace.of(layout, vectors, vectors[0])
+    expected = weights @ core.project(layout, vectors)
+    torch.testing.assert_close(core.mean(layout, vectors, weights), expected, rtol=1e-4, atol=1e-4)

@@ -16,7 +16,14 @@ def results(**last):
         },
         "silent": {"base": {"accuracy": 0.75}, "control": {"accuracy": 0.5}},
     }
-    metrics = {"measure": "accuracy", "tasks": tasks, "mean": stages, "worst": stages, "rounds": [record]}
+    metrics = {
+        "measure": "accuracy",
+        "num_clients": 2,
+        "tasks": tasks,
+        "mean": stages,
+        "worst": stages,
+        "rounds": [record],
+    }
     return {"seed": 3, "metrics": metrics, "config": {"attack": {"_target_": "x.SignFlipping"}}}
 
 

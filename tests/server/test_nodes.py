@@ -132,7 +132,7 @@ def test_a_group_that_fails_is_asked_again_client_by_client():
     nodes = Nodes("{}", {1: [0, 1, 2, 3]})
     adapters = torch.arange(4.0)[:, None].repeat(1, 4)
     messages = nodes.messages(1, nodes.groups({0, 1, 2, 3}, 3), adapters, Anyone(), {"task": None}, {})
-    replies = nodes.exchange(InlineGrid(app, 1, 10.0), messages, 1.0, lambda *_: None, LAYOUT)
+    replies = nodes.exchange(InlineGrid(app, 1, 10.0), messages, 4, 1.0, lambda *_: None, LAYOUT)
     updates, dropped = nodes.collect(replies, {0, 1, 2, 3}, adapters, Anyone(), LAYOUT)
     assert asked == [[0, 1, 2], [3], [0], [1], [2]]
     assert updates.clients == (0, 2, 3) and torch.equal(updates.vectors, adapters[[0, 2, 3]])

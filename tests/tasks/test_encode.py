@@ -137,7 +137,7 @@ def test_a_length_beyond_the_model_is_refused(tokenizer):
 
 
 def test_a_model_without_tokenizer_or_image_processor_is_refused():
-    with pytest.raises(FedfusionError, match="'vit-glyphs' has no tokenizer .*choose a model.path that has one"):
+    with pytest.raises(FedfusionError, match="'vit-glyphs' has no tokenizer .*model=minilm for text"):
         Text("vit-glyphs").check()
     with pytest.raises(FedfusionError, match="'vit-glyphs' has no image processor"):
         Image("vit-glyphs").check()
