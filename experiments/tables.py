@@ -126,12 +126,12 @@ def mira(results: dict) -> str:
     rows = [
         prose(
             """Sixteen programs on lists, one device of 32 examples each, half of them drawn in each of ten rounds;
-            exact match of what each device would use after the last round, mean and standard deviation of three seeds
+            exact match of what each device would use after the last round, mean and standard deviation over the seeds
             (`python experiments/mira/compare.py --out experiments/mira/compare.json`):"""
         ),
         "",
-        "| method | own adapter, just trained | personal | loss of personal |",
-        "|---|---:|---:|---:|",
+        "| method | seeds | own adapter, just trained | personal | loss of personal |",
+        "|---|---:|---:|---:|---:|",
     ]
     for name, row in results.items():
         cells = [
@@ -140,8 +140,8 @@ def mira(results: dict) -> str:
                 *([s["single_task"], s["personal"], s["personal_loss"]] for s in row["seeds"].values()), strict=True
             )
         ]
-        shown = " | ".join(f"{statistics.mean(c):.3f} ± {statistics.stdev(c) if len(c) > 1 else 0:.3f}" for c in cells)
-        rows.append(f"| {name} | {shown} |")
+        shown = [f"{statistics.mean(c):.3f}" + (f" ± {statistics.stdev(c):.3f}" if len(c) > 1 else "") for c in cells]
+        rows.append(f"| {name} | {len(row['seeds'])} | {' | '.join(shown)} |")
     return "\n".join(rows)
 
 

@@ -80,8 +80,8 @@ def change_coefficients(layout: Layout, start: Tensor, vectors: Tensor) -> Tenso
     """
     total = torch.zeros(len(vectors), 3, dtype=torch.float64)
     for pair in layout.pairs:
-        b, a = factors(layout, pair, start.double())
-        db, da = factors(layout, pair, vectors.double())
+        b, a = (factor.double() for factor in factors(layout, pair, start))
+        db, da = (factor.double() for factor in factors(layout, pair, vectors))
         left, right = torch.cat([b, db], -1), torch.cat([da, a], -2)  # X = left @ right
         cross_left, cross_right = left.mT @ db, right @ da.mT
         total[:, 0] += ((left.mT @ left) * (right @ right.mT)).sum((1, 2))
@@ -109,14 +109,16 @@ def restrict(layout: Layout, vectors: Tensor, ranks: Tensor) -> Tensor:
     return cut
 
 
-def revive(layout: Layout, vectors: Tensor, initial: Tensor) -> Tensor:
-    """Give rank-one parts that are zero in both factors the `A` of `initial [d]`: they could never learn again."""
-    revived = vectors.clone()
+def revive(layout: Layout, vectors: Tensor, initial: Tensor) -> None:
+    """Give parts of `vectors [n, d]` that are zero in both factors the `A` of `initial [d]`, in place.
+
+    Their product stays as it is, but without it they could never learn again.
+    """
     for pair in layout.pairs:
-        a, b = layout.entry(revived, pair.a), layout.entry(revived, pair.b)
+        a, b = layout.entry(vectors, pair.a), layout.entry(vectors, pair.b)
         dead = ~(a.any(-1) | b.any(-2))
-        a.copy_(torch.where(dead[..., None], layout.entry(initial, pair.a), a))
-    return revived
+        if dead.any():
+            a.copy_(torch.where(dead[..., None], layout.entry(initial, pair.a), a))
 
 
 def stack(pairs: Sequence[Factors]) -> Factors:

@@ -189,7 +189,7 @@ class Nodes:
         clients = sorted(rows)
         updates = Updates(
             layout=layout,
-            vectors=torch.stack([rows[c][0] for c in clients]) if rows else torch.zeros(0, layout.dim),
+            vectors=_stacked([rows[c][0] for c in clients], layout.dim),
             start=adapters[torch.tensor(clients, dtype=torch.long)],
             clients=tuple(clients),
             tasks=tuple(suite.task_of(c) for c in clients),
@@ -226,6 +226,14 @@ class Nodes:
                 for i, client in enumerate(clients):
                     found[client] = {name: float(column[i]) for name, column in columns.items()}
         return dict(sorted(found.items()))
+
+
+def _stacked(rows: list[Tensor], dim: int) -> Tensor:
+    """The rows as one matrix `[n, dim]`; `rows` is emptied, so that both are never held together."""
+    matrix = torch.empty(len(rows), dim)
+    for i in reversed(range(len(rows))):
+        matrix[i] = rows.pop()
+    return matrix
 
 
 def _good(reply: Message, clients: Collection[int], layout: Layout | None) -> bool:
@@ -266,7 +274,7 @@ def _read(
         own = {name: float(_list(column)[i]) for name, column in metrics.items()}
         if not 1 <= own["num_examples"] < 2**53:
             raise ValueError(f"num_examples is {own['num_examples']}")
-        found[client] = torch.tensor(vectors[i]), own
+        found[client] = torch.from_numpy(vectors)[i], own
     return found, failed
 
 

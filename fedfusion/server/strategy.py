@@ -174,18 +174,19 @@ class RoundStrategy(Strategy):
         weights = examples[heard].double()
         rng = self._rng("coupling", server_round)
         coupled, report = self.experiment.coupling(adapters, heard, weights / weights.sum(), self.clients, rng)
-        change = coupled - state.adapters
-        step, moments = self.experiment.server_optimizer(change, state.moments)
-        moved = change.any(1)  # whoever keeps its adapter does not drift on momentum either
-        step[~moved], moments[:, ~moved] = 0.0, state.moments[:, ~moved]
+        moved, moments = (coupled != state.adapters).any(1), state.moments
+        if self.experiment.server_optimizer.num_moments:  # else the step is the change
+            step, moments = self.experiment.server_optimizer(coupled - state.adapters, state.moments)
+            step[~moved], moments[:, ~moved] = 0.0, state.moments[:, ~moved]  # nobody drifts on momentum alone
+            coupled = state.adapters + step
         merged = state.merged
         if self.experiment.coupling.into_base:
             target = self.evaluator.model.layout
             merged, discarded = accumulate(merged, target, adapters[heard], weights / weights.sum(), self.layout)
             report, moved = {**report, "discarded": discarded}, torch.ones_like(moved)
         finite = {name: value if isfinite(value) else None for name, value in report.items()}
-        adapters = revive(self.layout, state.adapters + step, self.model.initial)
-        return Coupled(adapters, examples, moments, merged, torch.nonzero(moved)[:, 0].tolist(), finite)
+        revive(self.layout, coupled, self.model.initial)
+        return Coupled(coupled, examples, moments, merged, torch.nonzero(moved)[:, 0].tolist(), finite)
 
     def starts(self) -> Tensor:
         """What clients are sent: their personal adapters, cut to their own ranks."""
