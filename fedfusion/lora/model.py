@@ -170,9 +170,8 @@ class LoraModel:
         """What :meth:`with_prefix` would add to `samples`."""
         if self.cohort is None or not self.cohort.depth:
             return 0
-        width = self.image_tokens if samples.lengths is None else samples.inputs["attention_mask"].shape[1]
         hidden = getattr(self.cohort.backbone.config, "hidden_size", 0)
-        return len(samples) * width * hidden * (2 if self.model.precision == "bf16" else 4)
+        return len(samples) * self._width(samples) * hidden * (2 if self.model.precision == "bf16" else 4)
 
     def with_prefix(self, samples: Samples, max_tokens: int) -> Samples:
         """The same samples with what the layers below the first adapted one make of them, so that they run once only.
@@ -181,10 +180,13 @@ class LoraModel:
         """
         if self.cohort is None or not self.cohort.depth:
             return samples
-        width = self.image_tokens if samples.lengths is None else samples.inputs["attention_mask"].shape[1]
-        rows = torch.arange(len(samples)).split(max(1, max_tokens // width))
+        rows = torch.arange(len(samples)).split(max(1, max_tokens // self._width(samples)))
         prefix = torch.cat([self.cohort.below(samples.take(part)) for part in rows])
         return replace(samples, inputs={**samples.inputs, PREFIX: prefix})
+
+    def _width(self, samples: Samples) -> int:
+        """Tokens of each sample, with their padding."""
+        return self.image_tokens if samples.lengths is None else samples.inputs["attention_mask"].shape[1]
 
     def _hidden(
         self, adapters: Tensor, samples: Samples, owner: Tensor, dropout: list[torch.Generator] | None

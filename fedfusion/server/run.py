@@ -62,13 +62,10 @@ def _serve(grid: Grid, experiment: Experiment, experiment_json: str, run_dir: Pa
     client_model = LoraModel(experiment.model, experiment.seed, engine=experiment.client.engine)
     if client_model.fallback:
         log(WARNING, "client.engine=peft, slower: the cohort engine cannot run this adapter, %s", client_model.fallback)
-    if experiment.coupling.into_base and (client_model.cohort is None or not client_model.layout.pairs):
-        raise FedfusionError(
-            "the coupling adds products to the base, which needs client.engine=cohort and LoRA factors "
-            f"({client_model.fallback or 'this adapter runs on peft, or has none'})"
-        )
     rank = _fused_rank(experiment, client_model)
     fused_model = LoraModel(experiment.model, experiment.seed, rank, experiment.client.engine)
+    if experiment.coupling.into_base:  # nothing yet, but an adapter that cannot be added is refused here
+        client_model.bake(fused_model.initial, fused_model.layout)
     strategy = RoundStrategy(
         experiment=experiment,
         experiment_json=experiment_json,
