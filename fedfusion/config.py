@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
+from fedfusion.coupling import Average, Laplacian
 from fedfusion.lora.model import locate
 from fedfusion.rng import generator
 from fedfusion.types import (
@@ -65,7 +66,8 @@ class Experiment:
     fraction
         Share of the clients that is drawn in each round.
     min_clients
-        A round with fewer believed uploads ends the run; the last checkpoint is kept.
+        A round with fewer believed uploads ends the run; the last checkpoint is kept. A round of which nothing arrives
+        keeps the last model, and the run goes on.
     deadline_s
         Seconds after which a client that has not answered is dropped from the round.
     evaluation
@@ -74,6 +76,9 @@ class Experiment:
         LoRA rank of the fused adapter; null is the number of tasks times `model.lora.r`.
     rouge_rows
         Test samples per task whose responses are generated after the last round, for their ROUGE-L; `0` is none.
+    payload
+        What clients send: `factors`, `frozen_a` (with `model.freeze_a=true`) or `product`, see
+        :class:`fedfusion.lora.payload.Payload`.
     run_dir
         Folder of the run; null is `runs/` and the time.
     """
@@ -86,6 +91,7 @@ class Experiment:
     evaluation: Literal["server", "clients"]
     fused_rank: int | None
     rouge_rows: int
+    payload: Literal["factors", "frozen_a", "product"]
     run_dir: str | None
     model: Any
     head: Any
@@ -126,6 +132,7 @@ class Experiment:
         """Refuse choices of which one would undo the other, or do nothing."""
         client, virtual, causal = self.client, self.model.num_virtual_tokens, self.model.auto == "AutoModelForCausalLM"
         into_base, moments = self.coupling.into_base, self.server_optimizer.num_moments
+        name = _class(self.channel)
         wrong = {
             "client.train_head=true: the head of a task whose responses are text is the base's (set it to false)":
                 client.train_head and words,
@@ -139,6 +146,26 @@ class Experiment:
             "coupling adds products to the base: virtual tokens have none (choose another coupling)":
                 into_base and virtual,
             "server_optimizer: with coupling=stacking nothing is left to do (choose plain)": into_base and moments,
+            f"payload={self.payload} with model.freeze_a={str(self.model.freeze_a).lower()}: B alone is sent if, and "
+            "only if, A is frozen (set payload=frozen_a and model.freeze_a=true, or neither)":
+                (self.payload == "frozen_a") != self.model.freeze_a,
+            "payload=product: virtual tokens have no product (choose factors)": self.payload == "product" and virtual,
+            "payload=product: factors that are received anew in each round have no mean (choose payload=factors, or a "
+            "coupling of products as none, product_average, stacking)":
+                self.payload == "product" and isinstance(self.coupling, (Average, Laplacian)),
+        } | {
+            f"{stage} needs the upload of every single client, but channel={name} yields only the sum of a task's "
+            f"clients ({fix})": self.channel.superposes and needs
+            for stage, needs, fix in (
+                (f"aggregator={_class(self.aggregator)}", not self.aggregator.linear, "choose aggregator=mean"),
+                (f"coupling={_class(self.coupling)}", self.coupling.needs_rows, "choose coupling=none or average"),
+            )
+        } | {
+            f"channel={name} sums A and B, and the product of the sums is not the sum of the products (choose "
+            "payload=frozen_a with model.freeze_a=true, payload=product, or coupling=average, which averages factors)":
+                self.channel.superposes and self.payload == "factors" and not isinstance(self.coupling, Average),
+            f"channel={name} sums uploads of equal size, but client.ranks={client.ranks} differ (set it to null)":
+                self.channel.superposes and client.ranks is not None,
         }  # fmt: skip
         if violated := [sentence for sentence, holds in wrong.items() if holds]:
             raise FedfusionError("\n".join(violated))
@@ -197,6 +224,10 @@ class Experiment:
             heard = torch.tensor(sorted(self.chosen(server_round)))
             weights = torch.full((len(heard),), 1 / len(heard))
             self.coupling(adapters, heard, weights, clients, generator(self.seed, "coupling", server_round))
+
+
+def _class(stage: object) -> str:
+    return type(stage).__name__
 
 
 def groups() -> dict[str, list[str]]:

@@ -115,6 +115,8 @@ class Updates:
         Training examples behind each row.
     metrics
         What each client measured (loss, accuracy of its own adapter on its own task).
+    sizes
+        How many entries of each row are sent, from the first on; empty where all are.
     """
 
     layout: Layout
@@ -124,6 +126,7 @@ class Updates:
     tasks: tuple[str, ...]
     num_examples: tuple[int, ...]
     metrics: tuple[Mapping[str, float], ...]
+    sizes: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.clients)
@@ -131,6 +134,10 @@ class Updates:
     def with_vectors(self, vectors: Tensor) -> "Updates":
         """The same rows with other contents."""
         return replace(self, vectors=vectors)
+
+    def with_sizes(self, sizes: tuple[int, ...]) -> "Updates":
+        """The same rows, of which the first `sizes [n]` entries are sent."""
+        return replace(self, sizes=sizes)
 
     def keep(self, rows: Sequence[int]) -> "Updates":
         """Only the given rows, in the given order."""
@@ -145,15 +152,35 @@ class Updates:
             tasks=tuple(self.tasks[i] for i in rows),
             num_examples=tuple(self.num_examples[i] for i in rows),
             metrics=tuple(self.metrics[i] for i in rows),
+            sizes=tuple(self.sizes[i] for i in rows) if self.sizes else (),
         )
 
 
 @dataclass(frozen=True)
 class ChannelReport:
-    """What the uplink did: NMSE per row (`||received - sent||^2 / ||sent||^2`, linear) and the erased clients."""
+    """What the uplink did.
 
-    nmse: tuple[float, ...] = ()
-    erased: tuple[int, ...] = ()
+    Attributes
+    ----------
+    per_client
+        Figures by name, one per row sent. All linear: `nmse` (`||received - sent||^2 / ||sent||^2`), `expected_nmse`
+        (as the theory predicts it), `cosine`, `sign_agreement`, `sinr`, `rate` (bit per channel use), `outage` (share
+        of coherence blocks below the outage rate), `bler`, `erased_share`, `bits`, `air_time_s`, `latency_s` (in
+        virtual time, from the start of the uplink), `energy_j`. A name is absent where the model does not say it.
+    erased
+        Clients of which nothing is believed to have arrived, and why.
+    jamming
+        Figures of the round as a whole: what the jammer spent, and how near it is to its optimum.
+    """
+
+    per_client: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    erased: Mapping[int, str] = field(default_factory=dict)
+    jamming: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def nmse(self) -> tuple[float, ...]:
+        """NMSE of each row."""
+        return self.per_client.get("nmse", ())
 
 
 @dataclass(frozen=True)
@@ -249,6 +276,11 @@ class Attack(Protocol):
 class Channel(Protocol):
     """What is received of what was sent."""
 
+    @property
+    def superposes(self) -> bool:
+        """Whether only the sum of what the clients of a task send is received, so that single rows are not known."""
+        ...
+
     def __call__(self, updates: Updates, rng: torch.Generator) -> tuple[Updates, ChannelReport]: ...
 
 
@@ -264,6 +296,11 @@ class Coupling(Protocol):
     @property
     def into_base(self) -> bool:
         """Whether the mean of the products goes into everybody's base instead."""
+        ...
+
+    @property
+    def needs_rows(self) -> bool:
+        """Whether single uploads matter, beyond the mean of those of a task."""
         ...
 
     def __call__(

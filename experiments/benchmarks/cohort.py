@@ -258,6 +258,17 @@ def coupling(repetitions: int) -> dict:
     return {"clients": 1000, "parameters": 75_268, "seconds": seconds, "times_faster_than": against(seconds, ["loop"])}
 
 
+def machine() -> dict[str, object]:
+    """What it was measured on."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return {
+        "processor": next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.processor()),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
@@ -277,16 +288,7 @@ def main() -> None:
             "prefix": prefix(max(1, n // 2)),
             "coupling": coupling(max(1, n // 2)),
         }
-    results["machine"] = {
-        "processor": next(
-            (x.split(":")[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x),
-            platform.processor(),
-        ),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "repetitions": n,
-    }
+    results["machine"] = machine() | {"repetitions": n}
     arguments.out.write_text(json.dumps(results, indent=1) + "\n")
     print(json.dumps(results, indent=1))
 

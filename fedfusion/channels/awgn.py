@@ -2,9 +2,11 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
+from fedfusion.channels.fidelity import fidelity
 from fedfusion.types import ChannelReport, FedfusionError, Updates
 
 LIMIT_DB = 100.0  # a ratio beyond it is a mistake, and float32 has few digits left
@@ -35,6 +37,7 @@ class Awgn:
     "Federated Learning over Wireless Fading Channels", IEEE TWC 2020, https://arxiv.org/abs/1907.09769
     """
 
+    superposes: ClassVar[bool] = False
     snr_db: float = 20.0
     jsr_db: float = -math.inf
 
@@ -51,12 +54,12 @@ class Awgn:
         return 10 ** (-self.snr_db / 10) + 10 ** (self.jsr_db / 10)
 
     def __call__(self, updates: Updates, rng: torch.Generator) -> tuple[Updates, ChannelReport]:
-        """Add noise to `updates.vectors [n, d]`; the report carries the measured NMSE of each row."""
-        sent = updates.vectors
-        # float64: the square of a wild upload must not overflow, the guard wants to see it
-        rms = sent.double().square().mean(1, keepdim=True).sqrt()
-        noise = torch.randn(sent.shape, generator=rng) * (rms * math.sqrt(self.expected_nmse)).to(sent.dtype)
-        received = sent + noise
-        power = sent.double().square().sum(1).clamp_min(torch.finfo(torch.float64).tiny)
-        nmse = (received.double() - sent.double()).square().sum(1) / power
-        return updates.with_vectors(received), ChannelReport(nmse=tuple(nmse.tolist()))
+        """Add noise to `updates.vectors [n, d]`; the report carries the measured quality of each row."""
+        sent, sizes = updates.vectors, updates.sizes or (updates.vectors.shape[1],) * len(updates)
+        received = torch.randn(sent.shape, generator=rng)
+        for row, size in enumerate(sizes):
+            rms = float(sent[row, :size].double().square().mean().sqrt())  # float64: a wild upload must not overflow
+            received[row].mul_(rms * math.sqrt(self.expected_nmse)).add_(sent[row])
+        expected = (self.expected_nmse,) * len(updates)
+        figures = fidelity(sent, received, sizes) | {"expected_nmse": expected}
+        return updates.with_vectors(received), ChannelReport(per_client=figures)

@@ -29,6 +29,7 @@ class Average:
     """
 
     into_base: ClassVar[bool] = False
+    needs_rows: ClassVar[bool] = False
 
     def __call__(
         self, adapters: Tensor, heard: Tensor, weights: Tensor, clients: Clients, rng: torch.Generator
@@ -57,6 +58,7 @@ class ProductAverage:
     """
 
     into_base: ClassVar[bool] = False
+    needs_rows: ClassVar[bool] = True
 
     def __call__(
         self, adapters: Tensor, heard: Tensor, weights: Tensor, clients: Clients, rng: torch.Generator

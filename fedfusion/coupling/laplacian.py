@@ -56,6 +56,7 @@ class Laplacian:
     """
 
     into_base: ClassVar[bool] = False
+    needs_rows: ClassVar[bool] = True
 
     adjacency: Adjacency
     strength: float

@@ -96,6 +96,38 @@ def norms(layout: Layout, vectors: Tensor) -> Tensor:
     return torch.cat([gram(layout, row[None]) for row in vectors]).flatten().clamp_min(0).sqrt()
 
 
+def distances(layout: Layout, first: Tensor, second: Tensor) -> Tensor:
+    """Squared Frobenius distances `[n]` of the products of `first [n, d]` and `second [n, d]`, row by row (float64)."""
+    total = (plain(layout, first).double() - plain(layout, second).double()).square().sum(1)
+    for pair in layout.pairs:
+        b, a = (factor.double() for factor in factors(layout, pair, first))
+        other_b, other_a = (factor.double() for factor in factors(layout, pair, second))
+        left, right = torch.cat([b, -other_b], -1), torch.cat([a, other_a], -2)
+        total += ((left.mT @ left) * (right @ right.mT)).sum((1, 2))
+    return total.clamp_min(0)
+
+
+def kappa(layout: Layout, vectors: Tensor) -> Tensor:
+    r"""How noise on the factors becomes noise on the product, for each of `vectors [n, d]` and each module: `[n, M]`.
+
+        .. math:: \kappa = \lVert A
+    Vert^2 \lVert B
+    Vert^2 / (r \lVert BA
+    Vert^2), \qquad
+                  \mathrm{NMSE}(BA) = \kappa (e_A + e_B + e_A e_B)
+
+        for white errors of relative power :math:`e_A, e_B`. One for random factors of rank `r`, `1/r` where one direction
+        dominates both, more where the strong directions of one meet the weak ones of the other; infinite where the
+        product is zero.
+    """
+    columns = []
+    for pair in layout.pairs:
+        b, a = (factor.double() for factor in factors(layout, pair, vectors))
+        product = ((b.mT @ b) * (a @ a.mT)).sum((1, 2)).clamp_min(0)
+        columns.append(a.square().sum((1, 2)) * b.square().sum((1, 2)) / (a.shape[-2] * product))
+    return torch.stack(columns, 1) if columns else vectors.new_zeros(len(vectors), 0)
+
+
 def restrict(layout: Layout, vectors: Tensor, ranks: Tensor) -> Tensor:
     """Each of `vectors [n, d]` cut to its own rank: rows of `A` and columns of `B` beyond `ranks [n]` are zero.
 

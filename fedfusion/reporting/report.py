@@ -86,6 +86,9 @@ def notes(results: Mapping[str, Any]) -> list[str]:
         said.append(f"no client of {', '.join(unheard)} was drawn: means of single task and personal are without it")
     if last["nmse_db"] is not None:
         said.append(f"uplink NMSE in the last round {last['nmse_db']:.1f} dB")
+    said += _uplink(last["uplink"])
+    if empty := [str(record["round"]) for record in rounds if not record["believed"]]:
+        said.append(f"nothing arrived in {_count(len(empty), 'round')} ({', '.join(empty)}): the last model was kept")
     if generated := results["metrics"].get("rouge_l"):
         stages = dict.fromkeys(stage for scores in generated.values() for stage in scores)
         means = {stage: _mean([s[stage] for s in generated.values() if stage in s]) for stage in stages}
@@ -102,6 +105,25 @@ def notes(results: Mapping[str, Any]) -> list[str]:
         said.append(
             f"the fused rank discards up to {last['discarded_energy']:.1%} of a layer's energy (see fused_rank)"
         )
+    return said
+
+
+def _uplink(uplink: Mapping[str, Any]) -> list[str]:
+    """What the radio cost, where the channel has one, and what its errors became."""
+    mean, said = uplink["mean"], []
+    if "sinr_db" in mean:
+        said.append(
+            f"uplink SINR {mean['sinr_db']:.1f} dB, {mean['rate']:.2f} bit per channel use, "
+            f"{mean['outage']:.0%} of the coherence blocks in outage"
+        )
+    if "bler" in mean:
+        said.append(f"block error rate {mean['bler']:.3f}, {mean['erased_share']:.1%} of the parameters lost")
+    if "energy_j" in mean:
+        said.append(f"uplink {uplink['duration_s']:.3g} s in virtual time, {mean['energy_j']:.3g} J per client")
+    if uplink["product_nmse_db"] is not None:
+        fused = uplink["fused"]["nmse_db"]
+        then = "" if fused is None else f", of the fused products {fused:.1f} dB"
+        said.append(f"NMSE of the changes of the products {uplink['product_nmse_db']:.1f} dB{then}")
     return said
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from logging import INFO
-from math import isfinite, log10
+from math import isfinite
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fedfusion.config import Experiment
 from fedfusion.lora.model import LoraModel
+from fedfusion.lora.payload import Payload
 from fedfusion.lora.product import CoreSpace, accumulate, restrict, revive
 from fedfusion.realign import FewShot, Unaligned
 from fedfusion.rng import generator
@@ -24,8 +25,9 @@ from fedfusion.server.checkpoint import Checkpoints
 from fedfusion.server.evaluation import Evaluator, Scores, summary
 from fedfusion.server.nodes import Nodes, arrays
 from fedfusion.server.state import State
+from fedfusion.server.uplink import Uplink, decibel, fused_fidelity
 from fedfusion.tracking import Tracker
-from fedfusion.types import ChannelReport, FedfusionError, Layout, RunFailed, Updates
+from fedfusion.types import FedfusionError, GuardReport, Layout, RunFailed, Updates
 
 STARTUP_S = 600.0  # nodes have this long to appear, however short the deadline of a client
 
@@ -91,35 +93,29 @@ class RoundStrategy(Strategy):
         drawn = torch.randperm(self.suite.num_clients, generator=self._rng("byzantine"))
         self.byzantine = tuple(sorted(drawn[: experiment.attack.f].tolist()))
         self.clients = experiment.clients(self.layout, model.initial)
+        self.uplink = Uplink(experiment.channel, Payload(experiment.payload, self.layout, experiment.client.ranks))
         self.state = self._resumed() or self._fresh()
         self.evaluator.adopt(self.state.heads)
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord, MetricRecord]:
         """One round of the server, from the replies of the clients to the realigned multi-task adapter."""
         experiment, state, chosen = self.experiment, self.state, self.experiment.chosen(server_round)
-        replies = list(replies)
+        replies, self.moved = list(replies), []
         trained, dropped = self.nodes.collect(replies, chosen, state.adapters, self.suite, self.layout)
 
         sent = experiment.attack(trained, self.byzantine, self._rng("attack", server_round))
-        received, uplink = self._receive(sent, server_round)
-        believed, guarded = experiment.guard(received)
-        dropped |= dict.fromkeys(uplink.erased, "its upload was lost on the air") | dict(guarded.refused)
-        self._require(server_round, believed, dropped)
+        received, report = self.uplink(sent, self._rng("channel", server_round))
+        believed, guarded = experiment.guard(received) if len(received) else (received, GuardReport())
+        dropped |= dict(report.erased) | dict(guarded.refused)
+        if len(received):  # an uplink that lost everything leaves the last model as it is
+            self._require(server_round, believed, dropped)
         state.heads |= self.nodes.heads(replies, believed.clients, self.evaluator.heads, self.suite)
         del replies  # as large as the matrix
         self.evaluator.adopt(state.heads)
 
         intact = trained.keep([i for i, client in enumerate(trained.clients) if client not in guarded.refused])
         fused_clean = self._fuse(self._couple(intact, server_round))
-        coupled = self._couple(believed, server_round)
-        self.moved = coupled.moved
-        state.adapters, state.examples = coupled.adapters, coupled.examples
-        state.moments, state.merged = coupled.moments, coupled.merged
-        fused = self._fuse(coupled)
-        state.fused = fused.adapter
-        state.realigned = experiment.realign(
-            fused.adapter, fused.task_vectors, self.evaluator.probe(), self._rng("realign", server_round)
-        )
+        coupling, discarded = self._learn(believed, server_round) if len(believed) else ({}, 0.0)
 
         state.single_task |= self._single_task(intact)
         state.personal |= self._personal()
@@ -138,11 +134,13 @@ class RoundStrategy(Strategy):
             "clipped": sorted(guarded.clipped),
             "byzantine": [client for client in self.byzantine if client in trained.clients],
             "train_loss": _mean([m["train_loss"] for m in intact.metrics]),
-            "nmse_db": _db(
-                _mean([nmse for c, nmse in zip(sent.clients, uplink.nmse, strict=True) if c in intact.clients])
+            "nmse_db": decibel(
+                _mean([nmse for c, nmse in zip(sent.clients, report.nmse, strict=True) if c in intact.clients])
             ),
-            "coupling": coupled.report,
-            "discarded_energy": fused.discarded,
+            "uplink": self.uplink.record(sent, received, report)
+            | {"fused": fused_fidelity(self.evaluator.model.layout, fused_clean.adapter, state.fused)},
+            "coupling": coupling,
+            "discarded_energy": discarded,
             "mean": {name: summary(score)["mean"] for name, score in scores.items()},
             "worst": {name: summary(score)["worst"] for name, score in scores.items()},
             "tasks": _by_task(scores),
@@ -150,19 +148,19 @@ class RoundStrategy(Strategy):
         state.history.append(record)
         return arrays(realigned=state.realigned), MetricRecord({"accuracy": record["mean"]["realigned"]})
 
-    def _receive(self, sent: Updates, server_round: int) -> tuple[Updates, ChannelReport]:
-        """Send through the channel what is trained of each upload; the rest is known to be zero."""
-        if not self.model.frozen and self.experiment.client.ranks is None:
-            return self.experiment.channel(sent, self._rng("channel", server_round))
-        air = torch.ones(self.layout.dim, dtype=torch.bool)
-        for entry in self.model.frozen:
-            air[self.layout.offsets[entry] : self.layout.offsets[entry + 1]] = False
-        received, report = self.experiment.channel(
-            sent.with_vectors(sent.vectors[:, air]), self._rng("channel", server_round)
+    def _learn(self, believed: Updates, server_round: int) -> tuple[dict[str, float | None], float]:
+        """Couple, aggregate, fuse and realign what is believed; returns what there is to report."""
+        state = self.state
+        coupled = self._couple(believed, server_round)
+        self.moved = coupled.moved
+        state.adapters, state.examples = coupled.adapters, coupled.examples
+        state.moments, state.merged = coupled.moments, coupled.merged
+        fused = self._fuse(coupled)
+        state.fused = fused.adapter
+        state.realigned = self.experiment.realign(
+            fused.adapter, fused.task_vectors, self.evaluator.probe(), self._rng("realign", server_round)
         )
-        whole = torch.zeros(len(received), self.layout.dim)
-        whole[:, air] = received.vectors
-        return received.with_vectors(self._cut(whole, received.clients)), report
+        return coupled.report, fused.discarded
 
     def _couple(self, updates: Updates, server_round: int) -> "Coupled":
         """What clients start from next, after `updates`."""
@@ -387,8 +385,3 @@ def _by_task(scores: Mapping[str, Scores]) -> dict[str, dict[str, dict[str, floa
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
-
-
-def _db(ratio: float) -> float | None:
-    """A power ratio in dB; null where there is no power."""
-    return 10 * log10(ratio) if ratio > 0 else None

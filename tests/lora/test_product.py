@@ -1,3 +1,4 @@
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -147,3 +148,32 @@ def test_the_mean_by_stacking_is_the_mean_of_the_products(layout, rng):
     core = product.CoreSpace.of(layout, vectors, vectors[0])
     expected = weights @ core.project(layout, vectors)
     torch.testing.assert_close(core.mean(layout, vectors, weights), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_distances_are_those_of_the_products(layout, rng):
+    first, second = torch.randn(2, 3, layout.dim, generator=rng)
+    expected = torch.stack(
+        [(dense(layout, v) - dense(layout, w)).square().sum() for v, w in zip(first, second, strict=True)]
+    )
+    torch.testing.assert_close(product.distances(layout, first, second), expected, rtol=1e-6, atol=1e-6)
+    assert (product.distances(layout, first, first) < 1e-9).all()
+
+
+@pytest.mark.parametrize("e", [0.01, 0.3])
+def test_kappa_predicts_the_error_of_the_product_under_noise_on_the_factors(e, rng):
+    layout = Layout(("x.A", "x.B"), ((4, 60), (50, 4)), (Pair("x", 0, 1, 0.5),))
+    random = torch.randn(1, layout.dim, generator=rng)
+    strong = random.clone()
+    layout.entry(strong, 0)[:, 1:] *= 0.01  # one direction dominates both factors
+    layout.entry(strong, 1)[:, :, 1:] *= 0.01
+    for vector, expected in ((random, 1.0), (strong, 0.25)):
+        k = float(product.kappa(layout, vector)[0, 0])
+        assert k == pytest.approx(expected, rel=0.15)
+        noisy = vector.repeat(300, 1)
+        for entry in (0, 1):
+            part = layout.entry(noisy, entry)
+            rms = layout.entry(vector, entry).square().mean().sqrt()
+            part += e**0.5 * rms * torch.randn(part.shape, generator=rng)
+        power = product.distances(layout, vector, torch.zeros_like(vector))
+        measured = float(product.distances(layout, noisy, vector.repeat(300, 1)).mean() / power)
+        assert measured == pytest.approx(k * (2 * e + e * e), rel=0.05)
