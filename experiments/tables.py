@@ -145,7 +145,72 @@ def mira(results: dict) -> str:
     return "\n".join(rows)
 
 
+def wireless(results: dict) -> str:
+    """Ours, and the reference in brackets, by JSR."""
+    jsrs = [None, -10.0, -5.0, 0.0, 5.0, 10.0, 15.0, 20.0]
+    rows = [
+        prose(
+            f"""Eight users on eight antennas at 10 dB SNR: sum rate in bit per channel use, and NMSE of a parameter in
+            dB, by JSR; {results["draws"]:,} draws of the channel, in brackets the reference from 400
+            (`python -m experiments.wireless.table`):"""
+        ),
+        "",
+        "| | none | " + " | ".join(f"{jsr:+.0f} dB" for jsr in jsrs[1:]) + " |",
+        "|---|" + "---:|" * len(jsrs),
+    ]
+    for name, cells in results["rows"].items():
+        by_jsr = {cell["jsr_db"]: cell for cell in cells}
+        shown = []
+        for jsr in jsrs:
+            cell = by_jsr.get(jsr)
+            known = f" ({cell['reference']:.1f})" if cell and "reference" in cell else ""
+            shown.append(f"{cell['value']:.1f}{known}" if cell else "")
+        rows.append(f"| {name} | " + " | ".join(shown) + " |")
+    worst, compared = results["largest_deviation"], results["compared"]
+    rows += ["", f"The largest of {compared} deviations is {worst:.1f} standard errors."]
+    return "\n".join(rows)
+
+
+def rules(results: dict) -> str:
+    n, jsrs = results["seeds"], len({cell["jsr_db"] for cell in results["cells"]})
+    rows = [
+        prose(
+            f"""Mean accuracy of the fused model, without realignment, over three receivers, {jsrs} strengths of the
+            jammer and {n} seeds (`python -m experiments.wireless.rules`):"""
+        ),
+        "",
+        "| what the receiver does | validation | test |",
+        "|---|---:|---:|",
+    ]
+    for rule, score in results["validation"].items():
+        chosen = " (chosen)" if rule == results["chosen"] else ""
+        rows.append(f"| {rule}{chosen} | {score:.3f} | {results['test'][rule]:.3f} |")
+    return "\n".join(rows)
+
+
+def uplink(results: dict) -> str:
+    rows = [
+        "CPU seconds of one thread per million parameters and client (`python -m experiments.benchmarks.uplink`):",
+        "",
+        "| level | CPU s |",
+        "|---|---:|",
+    ]
+    for name, cost in results["cpu_s_per_million_and_client"].items():
+        rows.append(f"| {name} | {cost:.3f} |")
+    rows += [
+        "",
+        prose(
+            f"""A round of 1,000 clients with 75,268 parameters each takes {results["cpu_s_of_1000_clients"]:.1f} CPU
+            seconds at the first level, and {results["copies_of_the_matrix"]:.1f} copies of the matrix of uploads."""
+        ),
+    ]
+    return "\n".join(rows)
+
+
 TABLES = {
+    "experiments/wireless/table.json": wireless,
+    "experiments/wireless/rules.json": rules,
+    "experiments/benchmarks/uplink.json": uplink,
     "experiments/text8/results.json": text8,
     "experiments/mira/compare.json": mira,
     "experiments/benchmarks/cohort.json": cohort,

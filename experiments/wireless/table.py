@@ -35,8 +35,8 @@ ROWS = {
     "zero forcing, worst": ("zf", "fixed_filter", {-10: 1.5, 0: 11.0, 10: 20.9, 20: 30.9}),
 }  # fmt: skip
 RECEIVERS = {
-    "aware": Receiver(),
-    "unaware": Receiver(knowledge="unaware"),
+    "aware": Receiver(shrink=True),
+    "unaware": Receiver(knowledge="unaware", shrink=True),
     "zf": Receiver(filter="zf", knowledge="unaware", shrink=False),
 }
 

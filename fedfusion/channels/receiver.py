@@ -86,7 +86,8 @@ class Receiver:
         Silent symbols per block of `knowledge=sample`. The sample covariance is scaled by
         `num_silent / (num_silent - N_r)`, so that its inverse is unbiased.
     shrink
-        LMMSE scaling by the reported SINR; false is the raw unbiased estimate, the unprotected case.
+        LMMSE scaling by the reported SINR: the smallest error, but the task vectors get smaller with it. False is the
+        raw unbiased estimate.
     rescale
         Multiply the noise, like the signal, by the RMS of the task vector (sent as side information); false adds
         the error of unit-power symbols as it is, as R-SFLLM does to activations.
@@ -104,7 +105,7 @@ class Receiver:
     filter: Literal["mmse", "zf", "sic"] = "mmse"
     knowledge: Literal["unaware", "sample", "genie"] = "genie"
     num_silent: int = 32
-    shrink: bool = True
+    shrink: bool = False
     rescale: bool = True
     erase_above_db: float | None = None
 

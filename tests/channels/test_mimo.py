@@ -8,6 +8,8 @@ from fedfusion.types import FedfusionError, Layout, Updates
 
 OBJECTIVES = ["barrage", "sum_rate", "strongest_user", "mse", "fixed_filter", "pilot"]
 FILTERS = ["mmse", "zf", "sic"]
+# zero forcing of as many streams as antennas has blocks whose error outweighs all others: too few symbols to measure
+GROUP = {"mmse": 8, "zf": 4, "sic": 8}
 
 
 def uploads(n=8, d=20_000, scale=1e-3, **kwargs):
@@ -37,7 +39,8 @@ def mean_ratio(channel, **kwargs):
 def test_the_error_is_the_predicted_one_for_every_jammer_and_receiver(level, tolerance, filter, objective):
     pilots = 16 if objective == "pilot" else 0
     jammer = Jammer(objective=objective, jsr_db=5.0)
-    channel = Mimo(level=level, pilots=pilots, jammer=jammer, receiver=Receiver(filter=filter), coherence_block=500)
+    common = {"level": level, "pilots": pilots, "jammer": jammer, "group_size": GROUP[filter]}
+    channel = Mimo(**common, receiver=Receiver(filter=filter), coherence_block=500)
     assert mean_ratio(channel, sent=uploads(d=100_000)) == pytest.approx(1.0, abs=tolerance)
 
 
@@ -52,12 +55,12 @@ def test_the_error_is_the_predicted_one_at_every_snr_and_jsr(level, num_tx_ant, 
         for jsr_db in (-10.0, 0.0, 10.0, 20.0) if objective != "none" else (0.0,):
             jammer = Jammer(objective=objective, jsr_db=jsr_db)
             common = {"level": level, "snr_db": snr_db, "num_tx_ant": num_tx_ant, "pilots": pilots, "jammer": jammer}
-            channel = Mimo(**common, receiver=Receiver(filter=filter), coherence_block=2000)
+            channel = Mimo(**common, group_size=GROUP[filter], receiver=Receiver(filter=filter), coherence_block=2000)
             ratio = mean_ratio(channel, sent=uploads(d=400_000))
             assert ratio == pytest.approx(1.0, abs=0.01), (objective, jsr_db)
 
 
-@pytest.mark.parametrize("receiver", [{"knowledge": "unaware"}, {"knowledge": "sample"}, {"shrink": False}])
+@pytest.mark.parametrize("receiver", [{"knowledge": "unaware"}, {"knowledge": "sample"}, {"shrink": True}])
 @pytest.mark.parametrize("num_tx_ant, num_streams", [(1, 1), (2, 1), (4, 2), (2, 2)])
 def test_symbols_and_equivalent_noise_agree(receiver, num_tx_ant, num_streams):
     jammer, seen = Jammer(objective="barrage", jsr_db=0.0), []
@@ -85,8 +88,7 @@ def test_snr_and_jsr_are_those_at_one_antenna(snr_db, jsr_db):
 def test_measured_awgn_of_one_antenna_has_the_configured_snr():
     """Without fading, array and shrinking, the NMSE is noise over signal: two reals share the noise of a symbol."""
     for snr_db in (0.0, 10.0, 20.0):
-        channel = Mimo(level="analog", snr_db=snr_db, num_rx_ant=1, fading=Flat(k_factor_db=math.inf),
-                       receiver=Receiver(shrink=False))  # fmt: skip
+        channel = Mimo(level="analog", snr_db=snr_db, num_rx_ant=1, fading=Flat(k_factor_db=math.inf))
         _, seen = figures(channel, uploads(n=2, d=200_000))
         assert (10 * seen["nmse"].log10() + snr_db).abs().max() < 0.1
 
@@ -111,10 +113,10 @@ def test_the_raw_estimate_of_a_shrunk_one_is_worse_and_the_unaware_is_worst():
     nmse = {
         name: float(figures(Mimo(jammer=jammer, receiver=receiver))[1]["nmse"].mean())
         for name, receiver in {
-            "genie": Receiver(),
-            "sample": Receiver(knowledge="sample"),
-            "raw": Receiver(shrink=False),
-            "unaware": Receiver(knowledge="unaware"),
+            "genie": Receiver(shrink=True),
+            "sample": Receiver(shrink=True, knowledge="sample"),
+            "raw": Receiver(),
+            "unaware": Receiver(shrink=True, knowledge="unaware"),
         }.items()
     }
     assert nmse["genie"] < nmse["sample"] < 1 < nmse["unaware"] and nmse["genie"] < nmse["raw"]
@@ -174,7 +176,7 @@ def test_unscaled_noise_does_not_know_the_size_of_the_vector(level):
         received, seen = figures(Mimo(level=level, receiver=Receiver(rescale=False)), sent)
         errors.append(float((received.vectors - sent.vectors).square().mean()))
         assert seen["nmse"].mean() == pytest.approx(seen["expected_nmse"].mean(), rel=0.05)
-    assert errors[0] == pytest.approx(errors[1], rel=0.3)  # shrinking takes a little of the vector along
+    assert errors[0] == pytest.approx(errors[1], rel=0.3)  # the estimates are unbiased
 
 
 def test_groups_take_turns_in_virtual_time():
@@ -191,7 +193,7 @@ def test_the_late_and_the_bad_are_erased_and_named():
     assert "0.025 s" in report.erased[8] and "channel.deadline_s=0.013" in report.erased[8]
     assert len(report.nmse) == 12 and received.vectors.shape == (8, 20_000)
     jammer = Jammer(objective="barrage", jsr_db=20.0)
-    received, report = Mimo(jammer=jammer, receiver=Receiver(shrink=False, erase_above_db=3.0))(uploads(), rng())
+    received, report = Mimo(jammer=jammer, receiver=Receiver(erase_above_db=3.0))(uploads(), rng())
     assert len(received) == 0 and "channel.receiver.erase_above_db=3" in report.erased[0]
 
 

@@ -216,7 +216,7 @@ def test_link_adaptation_takes_the_fastest_scheme_that_keeps_the_promise():
 def test_link_adaptation_sees_that_some_blocks_fade():
     scheme, slow = table()[13], table()[0]
     good, faded = 10 ** ((threshold_db(scheme) + 1) / 10), 10 ** ((threshold_db(slow) + 1) / 10)
-    sinr = torch.tensor([[good]] * 4 + [[faded]])  # a fifth of the code blocks see only the fade
+    sinr = torch.tensor([[good]] * 4 + [[faded]]).repeat(10, 1)  # about a fifth of the code blocks see only the fade
     assert Packet().choose(sinr, slow.num_symbols) == slow.index
     assert Packet(target_bler=0.3).choose(sinr, slow.num_symbols) == 13
     assert Packet().choose(torch.full((1, 1), good), 10) == 13  # less than one code block: as far as it goes

@@ -19,7 +19,7 @@ def scene(rng, blocks=50, streams=N, snr_db=10.0, jammed=True):
 
 def test_mmse_has_the_textbook_error(rng):
     f, r = scene(rng)
-    out = Receiver("mmse")(f, r, f, r)
+    out = Receiver("mmse", shrink=True)(f, r, f, r)
     e = 1 - (f.mH @ torch.linalg.inv(r + f @ f.mH) @ f).diagonal(dim1=1, dim2=2).real
     assert torch.allclose(out.nmse, e, rtol=1e-9)
     assert torch.allclose(out.sinr, 1 / e - 1, rtol=1e-9) and torch.allclose(out.reported, out.sinr, rtol=1e-9)
@@ -71,7 +71,7 @@ def test_an_unaware_receiver_believes_in_thermal_noise_and_pays_for_it(rng):
     thermal = torch.eye(N, dtype=f.dtype).expand_as(r)
     assert torch.equal(Receiver(knowledge="unaware").covariance(r, 1.0, rng), thermal)
     assert torch.equal(Receiver(knowledge="genie").covariance(r, 1.0, rng), r)
-    unaware, genie = Receiver()(f, r, f, thermal), Receiver()(f, r, f, r)
+    unaware, genie = (Receiver(shrink=True)(f, r, f, believed) for believed in (thermal, r))
     assert (unaware.nmse >= genie.nmse * (1 - 1e-9)).all() and (unaware.nmse > 1).any()
     assert (unaware.reported > unaware.sinr).all()
 
@@ -84,9 +84,9 @@ def test_the_inverse_of_the_sample_covariance_is_unbiased_and_more_silence_is_be
     assert torch.linalg.norm(inverse - true) < 0.05 * torch.linalg.norm(true)
     errors = []
     for silent in (6, 12, 48, 1000):
-        receiver = Receiver(knowledge="sample", num_silent=silent)
+        receiver = Receiver(knowledge="sample", num_silent=silent, shrink=True)
         errors.append(float(receiver(f, r, f, receiver.covariance(r, 1.0, rng)).nmse.mean()))
-    genie = float(Receiver()(f, r, f, r).nmse.mean())
+    genie = float(Receiver(shrink=True)(f, r, f, r).nmse.mean())
     assert errors == sorted(errors, reverse=True) and genie < errors[-1] < 1.02 * genie
 
 
