@@ -1,10 +1,11 @@
-"""Clients that misbehave: the local loop of the package, broken on purpose. Chosen by `client._target_`."""
+"""Clients that misbehave, and stages that the package does not have. Chosen by `_target_`."""
 
 import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 
@@ -37,3 +38,13 @@ class Faulty(LocalTraining):
             "dtype": update.double(),
         }
         return replace(trained, update=broken.get(fault, update))
+
+
+@dataclass(frozen=True)
+class Krum:
+    """An aggregator that chooses one upload: what a sum over the air cannot serve."""
+
+    linear: ClassVar[bool] = False
+
+    def __call__(self, vectors, weights):
+        return vectors[torch.cdist(vectors, vectors).sum(1).argmin()]

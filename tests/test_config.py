@@ -43,7 +43,8 @@ def needs(group, option, files):
         ("experiment", "text8_minilm"): [f"suite.root={files}/data"],
         ("partition", "natural_id"): ["suite.partitioner.partition_by=label"],
         ("adjacency", "file"): ["coupling=laplacian", f"coupling.adjacency.path={files}/adjacency.csv"],
-    }.get((group, option), ["coupling=laplacian"] if group == "adjacency" else [])
+        ("channel", "aircomp"): ["coupling=average"],
+    }.get((group, option), {"adjacency": ["coupling=laplacian"], "fading": ["channel=mimo"]}.get(group, []))
 
 
 @pytest.mark.parametrize("group, option", OPTIONS)
@@ -111,6 +112,23 @@ def test_the_default_is_the_quickstart():
             ["coupling.strength x coupling.server_lr = 0.5 diverges, the 16 clients heard are stable up to 0.125"],
         ),
         (["suite.shots=0"], ["suite.shots must be between 1 and 10"]),
+        (["channel=mimo", "channel.group_size=9"], ["send 9 streams at once, but num_rx_ant=8 antennas"]),
+        (["channel=mimo", "channel.bandwidth_hz=-1"], ["channel.bandwidth_hz=-1 must be positive"]),
+        (["channel=mimo", "channel.jammer.objective=worst"], ["channel.jammer.objective: expected Literal["]),
+        (["channel=mimo", "channel.jammer.budget=db"], ["channel.jammer.budget: expected Literal['rx', 'tx']"]),
+        (["channel=mimo", "channel.jammer.budget=tx"], ["channel.jammer.budget=tx needs channel.jammer.num_ant"]),
+        (["channel=packet", "channel.packet.mcs=5"], ["channel.packet.mcs=5 is not in the table"]),
+        (["payload=frozen_a"], ["payload=frozen_a with model.freeze_a=false"]),
+        (["payload=product", "coupling=average"], ["payload=product: factors that are received anew"]),
+        (["channel=aircomp"], ["channel=AirComp sums A and B, and the product of the sums is not"]),
+        (
+            ["channel=aircomp", "payload=product", "coupling=product_average", "client.ranks=[4,8]"],
+            ["coupling=ProductAverage needs the upload of every single client", "but client.ranks=[4, 8] differ"],
+        ),
+        (
+            ["channel=aircomp", "payload=product", "aggregator._target_=faulty.Krum"],
+            ["aggregator=Krum needs the upload of every single client, but channel=AirComp yields only the sum"],
+        ),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said_in_one_sentence_each(arguments, sentences):

@@ -53,9 +53,7 @@ class Trained:
         self.evaluator = Evaluator(self.suite, self.wide, seed)
         n = self.suite.num_clients
         tasks = tuple(self.suite.task_of(client) for client in range(n))
-        jobs = [
-            Job(c, self.model.initial, self.suite.train(c, seed), self.evaluator.heads[tasks[c]]) for c in range(n)
-        ]
+        jobs = [Job(c, self.model.initial, self.suite.train(c, seed), self.evaluator.heads[tasks[c]]) for c in range(n)]
         local = replace(experiment.client, steps=3 * experiment.client.steps)
         vectors = torch.stack([one.update for one in local(self.model, jobs, seed=seed, server_round=1)])
         start = self.model.initial.repeat(n, 1)

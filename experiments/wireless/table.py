@@ -23,16 +23,46 @@ DRAWS, REFERENCE_DRAWS = 4000, 400
 JSR_DB = (-math.inf, -10.0, -5.0, 0.0, 5.0, 10.0, 15.0, 20.0)
 # measure: (receiver, jammer, {jsr_db: reference}); rates in bit per channel use, errors in dB
 ROWS = {
-    "sum rate, barrage": ("aware", "barrage", {-math.inf: 41.5, -10: 34.5, -5: 27.5, 0: 19.1, 5: 11.4, 10: 5.7, 15: 2.4, 20: 0.9}),
-    "sum rate, worst": ("aware", "sum_rate", {-10: 34.2, -5: 27.0, 0: 18.4, 5: 10.5, 10: 4.9, 15: 1.9, 20: 0.6}),
-    "error, barrage": ("aware", "barrage", {-math.inf: -9.9, -10: -8.4, 0: -5.1, 10: -1.8, 20: -0.3}),
-    "error, worst for it": ("aware", "mse", {-10: -7.5, 0: -4.7, 10: -1.7, 20: -0.2}),
-    "error, worst for the rate": ("aware", "sum_rate", {-10: -8.9, 0: -5.4, 10: -1.7, 20: -0.3}),
-    "error, strongest user": ("aware", "strongest_user", {-10: -8.8, 0: -7.8, 10: -6.9, 20: -6.6}),
-    "unaware error, barrage": ("unaware", "barrage", {-math.inf: -9.9, -10: -8.1, -5: -5.7, 0: -2.0, 5: 2.5, 10: 7.3, 20: 17.2}),
-    "unaware error, worst": ("unaware", "fixed_filter", {-10: -5.1, -5: -1.2, 0: 3.3, 5: 8.2, 10: 13.1, 20: 23.1}),
-    "zero forcing, barrage": ("zf", "barrage", {-math.inf: -7.4, -10: -4.4, 0: 3.0, 10: 12.7, 20: 22.6}),
-    "zero forcing, worst": ("zf", "fixed_filter", {-10: 1.5, 0: 11.0, 10: 20.9, 20: 30.9}),
+    "sum rate, barrage": (
+        "aware", "barrage",
+        {-math.inf: 41.5, -10: 34.5, -5: 27.5, 0: 19.1, 5: 11.4, 10: 5.7, 15: 2.4, 20: 0.9},
+    ),
+    "sum rate, worst": (
+        "aware", "sum_rate",
+        {-10: 34.2, -5: 27.0, 0: 18.4, 5: 10.5, 10: 4.9, 15: 1.9, 20: 0.6},
+    ),
+    "error, barrage": (
+        "aware", "barrage",
+        {-math.inf: -9.9, -10: -8.4, 0: -5.1, 10: -1.8, 20: -0.3},
+    ),
+    "error, worst for it": (
+        "aware", "mse",
+        {-10: -7.5, 0: -4.7, 10: -1.7, 20: -0.2},
+    ),
+    "error, worst for the rate": (
+        "aware", "sum_rate",
+        {-10: -8.9, 0: -5.4, 10: -1.7, 20: -0.3},
+    ),
+    "error, strongest user": (
+        "aware", "strongest_user",
+        {-10: -8.8, 0: -7.8, 10: -6.9, 20: -6.6},
+    ),
+    "unaware error, barrage": (
+        "unaware", "barrage",
+        {-math.inf: -9.9, -10: -8.1, -5: -5.7, 0: -2.0, 5: 2.5, 10: 7.3, 20: 17.2},
+    ),
+    "unaware error, worst": (
+        "unaware", "fixed_filter",
+        {-10: -5.1, -5: -1.2, 0: 3.3, 5: 8.2, 10: 13.1, 20: 23.1},
+    ),
+    "zero forcing, barrage": (
+        "zf", "barrage",
+        {-math.inf: -7.4, -10: -4.4, 0: 3.0, 10: 12.7, 20: 22.6},
+    ),
+    "zero forcing, worst": (
+        "zf", "fixed_filter",
+        {-10: 1.5, 0: 11.0, 10: 20.9, 20: 30.9},
+    ),
 }  # fmt: skip
 RECEIVERS = {
     "aware": Receiver(shrink=True),

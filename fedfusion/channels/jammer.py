@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from fedfusion.channels.awgn import LIMIT_DB
+from fedfusion.channels.mirror_descent import exponentiated_gradient
 from fedfusion.channels.worst_case import (
     Objective,
     duality_gap,
-    exponentiated_gradient,
     fixed_filter,
     mse_levels,
     single_target,

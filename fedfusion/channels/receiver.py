@@ -142,9 +142,7 @@ class Receiver:
         filters = unbiased * (sinr / (1 + sinr))[..., None] if self.shrink else unbiased
         return filters, sinr, cancelled
 
-    def __call__(
-        self, streams: Tensor, covariance: Tensor, believed: Tensor, believed_covariance: Tensor
-    ) -> Filtered:
+    def __call__(self, streams: Tensor, covariance: Tensor, believed: Tensor, believed_covariance: Tensor) -> Filtered:
         """Filter `streams [B, N_r, L]` in noise of `covariance [B, N_r, N_r]`, going by what is believed of both."""
         filters, reported, cancelled = self.design(believed, believed_covariance)
         through = filters @ streams

@@ -110,15 +110,12 @@ def distances(layout: Layout, first: Tensor, second: Tensor) -> Tensor:
 def kappa(layout: Layout, vectors: Tensor) -> Tensor:
     r"""How noise on the factors becomes noise on the product, for each of `vectors [n, d]` and each module: `[n, M]`.
 
-        .. math:: \kappa = \lVert A
-    Vert^2 \lVert B
-    Vert^2 / (r \lVert BA
-    Vert^2), \qquad
-                  \mathrm{NMSE}(BA) = \kappa (e_A + e_B + e_A e_B)
+    .. math:: \kappa = \lVert A\rVert^2 \lVert B\rVert^2 / (r \lVert BA\rVert^2), \qquad
+              \mathrm{NMSE}(BA) = \kappa (e_A + e_B + e_A e_B)
 
-        for white errors of relative power :math:`e_A, e_B`. One for random factors of rank `r`, `1/r` where one direction
-        dominates both, more where the strong directions of one meet the weak ones of the other; infinite where the
-        product is zero.
+    for white errors of relative power :math:`e_A, e_B`. One for random factors of rank `r`, `1/r` where one
+    direction dominates both, more where the strong directions of one meet the weak ones of the other; infinite where
+    the product is zero.
     """
     columns = []
     for pair in layout.pairs:

@@ -141,8 +141,8 @@ class RoundStrategy(Strategy):
             | {"fused": fused_fidelity(self.evaluator.model.layout, fused_clean.adapter, state.fused)},
             "coupling": coupling,
             "discarded_energy": discarded,
-            "mean": {name: summary(score)["mean"] for name, score in scores.items()},
-            "worst": {name: summary(score)["worst"] for name, score in scores.items()},
+            "mean": {name: summary(score)["mean"] for name, score in scores.items() if score},
+            "worst": {name: summary(score)["worst"] for name, score in scores.items() if score},
             "tasks": _by_task(scores),
         }
         state.history.append(record)

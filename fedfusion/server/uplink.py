@@ -1,6 +1,6 @@
 """From what clients send to what the server believes to have received, and how good it is."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite, log10
 from statistics import median

@@ -62,8 +62,8 @@ def test_bits_deliver_what_packets_deliver(bler, rng):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mcs, uploads", [(13, 12), (28, 24)])
-def test_blocks_are_lost_as_often_as_the_table_says(bler, mcs, uploads):
+@pytest.mark.parametrize("mcs", [13, 28])
+def test_blocks_are_lost_as_often_as_the_table_says(bler, mcs):
     sending, link = Packet(), bler.Link(mcs)
     row = torch.zeros(10_000)
     threshold = threshold_db(sending, torch.ones(1, 1), mcs, 10**6, 0.1)
@@ -71,7 +71,7 @@ def test_blocks_are_lost_as_often_as_the_table_says(bler, mcs, uploads):
         sinr = torch.full((1, 1), 10 ** ((threshold + shift_db) / 10))
         predicted = sending(row, sinr, mcs, 10**6, torch.Generator()).bler
         wrong = sent = 0
-        for seed in range(uploads):  # 42 code blocks each: standard deviation 0.022 or 0.016, and 0.013 in the table
+        for seed in range(24):  # 42 code blocks each: a standard deviation of 0.016 at most, and 0.013 in the table
             generator = torch.Generator().manual_seed(seed)
             wrong += link.errors(sinr[0].expand(link.num_symbols), sending.num_blocks(len(row), mcs), generator)
             sent += sending.num_blocks(len(row), mcs)

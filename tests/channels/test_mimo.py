@@ -41,7 +41,7 @@ def test_the_error_is_the_predicted_one_for_every_jammer_and_receiver(level, tol
     jammer = Jammer(objective=objective, jsr_db=5.0)
     common = {"level": level, "pilots": pilots, "jammer": jammer, "group_size": GROUP[filter]}
     channel = Mimo(**common, receiver=Receiver(filter=filter), coherence_block=500)
-    assert mean_ratio(channel, sent=uploads(d=100_000)) == pytest.approx(1.0, abs=tolerance)
+    assert mean_ratio(channel, sent=uploads(d=400_000)) == pytest.approx(1.0, abs=tolerance)
 
 
 @pytest.mark.slow
@@ -56,7 +56,7 @@ def test_the_error_is_the_predicted_one_at_every_snr_and_jsr(level, num_tx_ant, 
             jammer = Jammer(objective=objective, jsr_db=jsr_db)
             common = {"level": level, "snr_db": snr_db, "num_tx_ant": num_tx_ant, "pilots": pilots, "jammer": jammer}
             channel = Mimo(**common, group_size=GROUP[filter], receiver=Receiver(filter=filter), coherence_block=2000)
-            ratio = mean_ratio(channel, sent=uploads(d=400_000))
+            ratio = mean_ratio(channel, sent=uploads(d=1_000_000))
             assert ratio == pytest.approx(1.0, abs=0.01), (objective, jsr_db)
 
 
@@ -156,14 +156,14 @@ def test_wild_silent_and_broken_rows_disturb_nobody(level):
 
 def test_a_short_row_is_noisy_where_it_was_sent_and_pays_for_no_more():
     received, seen = figures(Mimo(), uploads(sizes=(10_000,) + (20_000,) * 7))
-    assert seen["air_time_s"][0] == pytest.approx(seen["air_time_s"][1] / 2)
-    assert seen["nmse"][0] == pytest.approx(seen["expected_nmse"][0], rel=0.1)
+    assert 2 * seen["air_time_s"][0] == seen["air_time_s"][1]
+    assert float(seen["nmse"][0] / seen["expected_nmse"][0]) == pytest.approx(1.0, abs=0.1)
 
 
 @pytest.mark.parametrize("level", ["mse", "analog"])
 def test_one_draw_for_the_whole_upload(level):
     channel = Mimo(level=level, coherence_block=None)
-    assert mean_ratio(channel, sent=uploads(d=60_000)) == pytest.approx(1.0, abs=0.01)
+    assert mean_ratio(channel, sent=uploads(d=200_000)) == pytest.approx(1.0, abs=0.01)
     _, seen = figures(channel)
     assert set(seen["outage"].tolist()) <= {0.0, 1.0}
 
@@ -175,8 +175,8 @@ def test_unscaled_noise_does_not_know_the_size_of_the_vector(level):
         sent = uploads(scale=scale)
         received, seen = figures(Mimo(level=level, receiver=Receiver(rescale=False)), sent)
         errors.append(float((received.vectors - sent.vectors).square().mean()))
-        assert seen["nmse"].mean() == pytest.approx(seen["expected_nmse"].mean(), rel=0.05)
-    assert errors[0] == pytest.approx(errors[1], rel=0.3)  # the estimates are unbiased
+        assert float(seen["nmse"].mean() / seen["expected_nmse"].mean()) == pytest.approx(1.0, abs=0.05)
+    assert errors[0] == pytest.approx(errors[1], rel=1e-3)
 
 
 def test_groups_take_turns_in_virtual_time():
@@ -208,7 +208,7 @@ def test_a_list_of_snrs_goes_round_the_clients_and_a_street_gives_each_its_own()
 def test_packets_arrive_whole_or_not_and_the_link_adapts():
     _, good = figures(Mimo(level="packet", snr_db=30.0, group_size=2, coherence_block=2016))
     assert (good["erased_share"] == 0).all() and (10 * good["nmse"].log10() < -30).all()
-    fixed = Mimo(level="packet", snr_db=0.0, packet=Packet(mcs=13), group_size=8)
+    fixed = Mimo(level="packet", snr_db=-10.0, packet=Packet(mcs=13))
     received, report = fixed(uploads(), rng())
     assert len(report.erased) > 0 and "lost all" in next(iter(report.erased.values()))
     _, adapted = figures(Mimo(level="packet", snr_db=0.0, group_size=4))
@@ -216,13 +216,14 @@ def test_packets_arrive_whole_or_not_and_the_link_adapts():
 
 
 def test_packets_with_cancellation_lose_what_was_decoded_after_a_loss():
-    jammer = Jammer(objective="barrage", jsr_db=3.0)
+    jammer = Jammer(objective="barrage", jsr_db=9.0)
     sic, mmse = (
         figures(Mimo(level="packet", packet=Packet(mcs=4), jammer=jammer, receiver=Receiver(filter=f)), seed=1)[1]
         for f in ("sic", "mmse")
     )
-    assert (sic["erased_share"] > sic["bler"] + 1e-9).any()  # more than its own SINR explains
-    assert (sic["bler"] <= mmse["bler"] + 1e-9).all()
+    assert (sic["bler"] <= mmse["bler"] + 1e-9).all() and sic["bler"].min() < 0.01  # the last one is nearly alone
+    assert (mmse["erased_share"] - mmse["bler"]).abs().max() < 0.05
+    assert sic["erased_share"].min() > 0.6  # but nobody is better off than the first one decoded
 
 
 @pytest.mark.parametrize(
