@@ -8,7 +8,6 @@ runs in one process. Memory is the growth of the peak while a round runs, in a p
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -49,13 +48,17 @@ def seconds(channel, sent: Updates) -> float:
 
 def copies(n: int, d: int) -> float:
     """Peak of a round over what the process held before, with the uploads in it, in sizes of their matrix."""
-    unit = 1 if sys.platform == "darwin" else 1024
     sent = uploads(n, d)
-    ROUND(uploads(8, 1000), torch.Generator().manual_seed(0))  # libraries are loaded
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    ROUND(uploads(8, d), torch.Generator().manual_seed(0))  # libraries are loaded
+    before = peak()
     ROUND(sent, torch.Generator().manual_seed(0))
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return 1 + (after - before) / (4 * n * d)
+    return 1 + (peak() - before) / (4 * n * d)
+
+
+def peak() -> float:
+    """Bytes of memory that this process held at most (Linux; what getrusage tells is the parent's after a fork)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * float(next(line for line in lines if line.startswith("VmHWM")).split()[1])
 
 
 def main() -> None:

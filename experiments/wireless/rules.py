@@ -19,6 +19,7 @@ import matplotlib.pyplot as plt
 import torch
 
 from experiments.digits8.coefficient import mean
+from experiments.wireless.jammers import COLOURS
 from fedfusion.channels import Jammer, Mimo, Receiver
 from fedfusion.client.train import Job, evaluate
 from fedfusion.config import build, resolve
@@ -88,7 +89,7 @@ def plot(cells: list[dict], ideal: float) -> plt.Figure:
     with plt.style.context(STYLE):
         figure, panels = plt.subplots(1, 3, figsize=(10, 3.4), sharey=True, layout="constrained")
         for axes, knowledge in zip(panels, KNOWLEDGE, strict=True):
-            for rule in RULES:
+            for rule, colour in zip(RULES, COLOURS, strict=False):
                 values = {}
                 for cell in cells:
                     if (cell["knowledge"], cell["rule"]) == (knowledge, rule):
@@ -96,7 +97,7 @@ def plot(cells: list[dict], ideal: float) -> plt.Figure:
                 jammed = [jsr for jsr in values if jsr is not None]
                 means = [mean(values[jsr]) for jsr in jammed]
                 spread = [float(torch.tensor(values[jsr]).std(correction=0)) for jsr in jammed]
-                axes.errorbar(jammed, means, spread, marker="o", markersize=3, capsize=2, label=rule)
+                axes.errorbar(jammed, means, spread, marker="o", markersize=3, capsize=2, label=rule, color=colour)
             axes.axhline(ideal, color="#999999", linestyle="--", linewidth=0.8)
             axes.set(title=knowledge, xlabel="JSR in dB")
         panels[0].set(ylabel="mean test accuracy, fused", ylim=(0, 1))

@@ -171,14 +171,15 @@ class Mimo:
         received = torch.empty_like(sent)
         sizes = list(updates.sizes) or [sent.shape[1]] * n
         send = self._packets if self.level == "packet" else self._symbols
-        groups, jammings, start_s = [], [], 0.0
+        groups, gaps, energies, start_s = [], [], [], 0.0
         for first in range(0, n, self._together):
             rows = slice(first, min(first + self._together, n))
             figures, jamming = send(sent[rows], received[rows], sizes[rows], powers[rows], float(powers.mean()), rng)
             figures["latency_s"] = start_s + figures["air_time_s"]
             start_s = float(figures["latency_s"].max())
             groups.append(figures)
-            jammings.append(jamming)
+            gaps.append(jamming.gap)
+            energies.append(jamming.energy)
         columns = {name: torch.cat([figures[name] for figures in groups]).tolist() for name in groups[0]}
         columns["energy_j"] = [10 ** (self.tx_power_dbm / 10 - 3) * time_s for time_s in columns["air_time_s"]]
         fates = zip(columns.pop("reported_nmse"), columns["latency_s"], columns["erased_share"], strict=True)
@@ -186,10 +187,7 @@ class Mimo:
         report = ChannelReport(
             per_client=fidelity(sent, received, sizes) | {name: tuple(values) for name, values in columns.items()},
             erased={client: why for client, why in zip(updates.clients, reasons, strict=True) if why},
-            jamming={
-                "gap": max(jamming.gap for jamming in jammings),
-                "energy": sum(jamming.energy for jamming in jammings) / len(jammings),
-            },
+            jamming={"gap": max(gaps), "energy": sum(energies) / len(energies)},
         )
         kept = [row for row, why in enumerate(reasons) if not why]
         return updates.with_vectors(received).keep(kept), report

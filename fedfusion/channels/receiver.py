@@ -92,8 +92,8 @@ class Receiver:
         Multiply the noise, like the signal, by the RMS of the task vector (sent as side information); false adds
         the error of unit-power symbols as it is, as R-SFLLM does to activations.
     erase_above_db
-        An upload whose reported NMSE is above is not used at all. Null erases nothing: fusion can use vectors whose
-        noise is far above the signal.
+        An upload whose reported NMSE is above is not used at all; null uses all. Fusion has a use for vectors whose
+        noise is far above the signal: this default and that of `shrink` had the best accuracy on held-out data.
 
     References
     ----------
@@ -107,7 +107,7 @@ class Receiver:
     num_silent: int = 32
     shrink: bool = False
     rescale: bool = True
-    erase_above_db: float | None = None
+    erase_above_db: float | None = 20.0
 
     def __post_init__(self) -> None:
         if self.erase_above_db is not None and math.isnan(self.erase_above_db):

@@ -103,6 +103,8 @@ class RoundStrategy(Strategy):
         replies, self.moved = list(replies), []
         trained, dropped = self.nodes.collect(replies, chosen, state.adapters, self.suite, self.layout)
 
+        if not len(trained):
+            self._require(server_round, trained, dropped)
         sent = experiment.attack(trained, self.byzantine, self._rng("attack", server_round))
         received, report = self.uplink(sent, self._rng("channel", server_round))
         believed, guarded = experiment.guard(received) if len(received) else (received, GuardReport())
