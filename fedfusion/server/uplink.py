@@ -89,7 +89,10 @@ def _name(name: str) -> str:
 
 
 def _shown(name: str, value: float | None) -> float | None:
-    return decibel(value) if name in LINEAR else value
+    """What JSON can say of a figure: decibel of a ratio, and null where it is no number."""
+    if name in LINEAR:
+        return decibel(value)
+    return value if value is not None and isfinite(value) else None
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -26,7 +26,7 @@ from flwr.serverapp.strategy import (
     QFedAvg,
 )
 
-from fedfusion.channels import Awgn, Ideal
+from fedfusion.channels import Awgn, Ideal, Jammer, Mimo
 from fedfusion.channels.aircomp import AirComp
 from fedfusion.federation.inline import InlineGrid
 from fedfusion.server import WirelessStrategy
@@ -466,3 +466,17 @@ def test_the_package_imports_flower_only_when_asked():
     subprocess.run([sys.executable, "-c", code], check=True)
     with pytest.raises(AttributeError, match="no attribute 'WirelessStrategies'"):
         importlib.import_module("fedfusion.server").WirelessStrategies  # noqa: B018
+
+
+def test_stock_strategies_run_behind_the_antennas_and_the_jammer_of_the_simulation():
+    uplink = Mimo(snr_db=15.0, jammer=Jammer(objective="sum_rate", jsr_db=0.0))
+    for inner in (FedAvg, FedMedian):
+        strategies = [WirelessStrategy(inner(), channel=uplink) for _ in range(2)]
+        (result, arrays), (_, again) = (run(strategy) for strategy in strategies)
+        assert_same(arrays, again)
+        _, clean = run(inner())
+        assert not np.array_equal(arrays["w"], clean["w"]) and np.isfinite(arrays["w"]).all()
+        assert np.array_equal(arrays["steps"], clean["steps"])
+        report = strategies[0].reports[0]
+        assert len(report.per_client["sinr"]) == N and report.jamming["gap"] < 1e-6
+        assert "uplink-energy-j" in result.train_metrics_clientapp[1]
