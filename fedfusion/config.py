@@ -3,6 +3,7 @@
 import datetime
 import importlib.util
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,6 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
-from fedfusion.coupling import Average, Laplacian
 from fedfusion.lora.model import locate
 from fedfusion.rng import generator
 from fedfusion.types import (
@@ -66,8 +66,8 @@ class Experiment:
     fraction
         Share of the clients that is drawn in each round.
     min_clients
-        A round with fewer believed uploads ends the run; the last checkpoint is kept. A round of which nothing arrives
-        keeps the last model, and the run goes on.
+        A round with fewer uploads ends the run; the last checkpoint is kept. Where it is the uplink that lost them, the
+        round keeps the last model, and the run goes on.
     deadline_s
         Seconds after which a client that has not answered is dropped from the round.
     evaluation
@@ -150,22 +150,25 @@ class Experiment:
             "only if, A is frozen (set payload=frozen_a and model.freeze_a=true, or neither)":
                 (self.payload == "frozen_a") != self.model.freeze_a,
             "payload=product: virtual tokens have no product (choose factors)": self.payload == "product" and virtual,
-            "payload=product: factors that are received anew in each round have no mean (choose payload=factors, or a "
-            "coupling of products as none, product_average, stacking)":
-                self.payload == "product" and isinstance(self.coupling, (Average, Laplacian)),
+            "payload=product: factors that the server makes anew in each round have no mean (choose payload=factors, "
+            "or a coupling that averages none, as coupling=none)":
+                self.payload == "product" and self.coupling.averages_factors,
+            "payload=product: factors that the server makes anew in each round have no momentum (choose "
+            "server_optimizer=plain, or payload=factors)":
+                self.payload == "product" and bool(moments),
         } | {
             f"{stage} needs the upload of every single client, but channel={name} yields only the sum of a task's "
             f"clients ({fix})": self.channel.superposes and needs
             for stage, needs, fix in (
                 (f"aggregator={_class(self.aggregator)}", not self.aggregator.linear, "choose aggregator=mean"),
-                (f"coupling={_class(self.coupling)}", self.coupling.needs_rows, "choose coupling=none or average"),
+                (f"coupling={_class(self.coupling)}", self.coupling.needs_rows, "choose coupling=none"),
             )
         } | {
             f"channel={name} sums A and B, and the product of the sums is not the sum of the products (choose "
             "payload=frozen_a with model.freeze_a=true, payload=product, or coupling=average, which averages factors)":
-                self.channel.superposes and self.payload == "factors" and not isinstance(self.coupling, Average),
+                self.channel.superposes and self.payload == "factors" and not self.coupling.averages_factors,
             f"channel={name} sums uploads of equal size, but client.ranks={client.ranks} differ (set it to null)":
-                self.channel.superposes and client.ranks is not None,
+                self.channel.superposes and self.payload != "product" and len(set(client.ranks or [])) > 1,
         }  # fmt: skip
         if violated := [sentence for sentence, holds in wrong.items() if holds]:
             raise FedfusionError("\n".join(violated))
@@ -224,6 +227,19 @@ class Experiment:
             heard = torch.tensor(sorted(self.chosen(server_round)))
             weights = torch.full((len(heard),), 1 / len(heard))
             self.coupling(adapters, heard, weights, clients, generator(self.seed, "coupling", server_round))
+
+
+def _homeless(group: str, overrides: Sequence[Override]) -> str:
+    """An option of a group that only goes with some options of another one was chosen without any of them."""
+    chosen = next(override.input_line for override in overrides if override.key_or_group == group)
+    hosts: dict[str, list[str]] = {}
+    for path in sorted(CONF.glob("*/*.yaml")):
+        if re.search(rf"/{group}:", path.read_text()):
+            hosts.setdefault(path.parent.name, []).append(path.stem)
+    for folder, names in hosts.items():  # and what builds on those
+        names += [p.stem for p in sorted((CONF / folder).glob("*.yaml")) if f"- {names[0]}\n" in p.read_text()]
+    homes = "; or ".join(f"{folder}={', '.join(sorted(names))}" for folder, names in hosts.items())
+    return f"{chosen}: nothing here takes it ({group} goes with {homes})"
 
 
 def _class(stage: object) -> str:
@@ -356,5 +372,6 @@ def _compose(overrides: Sequence[Override]) -> DictConfig:
                     OmegaConf.update(cfg, key, str(Path(path).resolve()))
             OmegaConf.resolve(cfg)
         except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigErrors([first_line(error)]) from error
+            lonely = re.match(r"Could not override '(\w+)'", first_line(error))
+            raise ConfigErrors([_homeless(lonely[1], overrides) if lonely else first_line(error)]) from error
     return cfg

@@ -97,8 +97,8 @@ class Terminal:
         parts = [f"{name} {value:.3f}".replace(" 0.", " .") for name, value in means.items()]
         parts.insert(0, f"loss {record['train_loss']:.2f}")
         self.console.print(f"round {record['round']}/{self.num_rounds}  {'  '.join(parts)}")
-        if not record["believed"]:
-            self.console.print("  nothing arrived: the last model is kept")
+        if not record["learnt"]:
+            self.console.print("  too little arrived: the last model is kept")
         for client, reason in record["dropped"].items():
             self.console.print(f"  client {client} dropped: {reason}", markup=False)
 

@@ -135,10 +135,6 @@ class Updates:
         """The same rows with other contents."""
         return replace(self, vectors=vectors)
 
-    def with_sizes(self, sizes: tuple[int, ...]) -> "Updates":
-        """The same rows, of which the first `sizes [n]` entries are sent."""
-        return replace(self, sizes=sizes)
-
     def keep(self, rows: Sequence[int]) -> "Updates":
         """Only the given rows, in the given order."""
         if list(rows) == list(range(len(self))):
@@ -165,12 +161,14 @@ class ChannelReport:
     per_client
         Figures by name, one per row sent. All linear: `nmse` (`||received - sent||^2 / ||sent||^2`), `expected_nmse`
         (as the theory predicts it), `cosine`, `sign_agreement`, `sinr`, `rate` (bit per channel use), `outage` (share
-        of coherence blocks below the outage rate), `bler`, `erased_share`, `bits`, `air_time_s`, `latency_s` (in
-        virtual time, from the start of the uplink), `energy_j`. A name is absent where the model does not say it.
+        of channel uses in coherence blocks below the outage rate), `bler`, `erased_share`, `bits` (of packets and of
+        side information; analog symbols are none), `air_time_s`, `latency_s` (in virtual time, from the start of the
+        uplink), `energy_j`. A name is absent where the model does not say it.
     erased
         Clients of which nothing is believed to have arrived, and why.
     jamming
-        Figures of the round as a whole: what the jammer spent, and how near it is to its optimum.
+        Figures of the round as a whole: `power` is what the jammer spent per symbol, over thermal noise, and `gap`
+        by how much its objective misses the optimum at most.
     """
 
     per_client: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
@@ -301,6 +299,11 @@ class Coupling(Protocol):
     @property
     def needs_rows(self) -> bool:
         """Whether single uploads matter, beyond the mean of those of a task."""
+        ...
+
+    @property
+    def averages_factors(self) -> bool:
+        """Whether `A` and `B` are averaged for themselves, so that they must go on from what was broadcast."""
         ...
 
     def __call__(

@@ -119,11 +119,13 @@ def test_the_default_is_the_quickstart():
         (["channel=mimo", "channel.jammer.budget=tx"], ["channel.jammer.budget=tx needs channel.jammer.num_ant"]),
         (["channel=packet", "channel.packet.mcs=5"], ["channel.packet.mcs=5 is not in the table"]),
         (["payload=frozen_a"], ["payload=frozen_a with model.freeze_a=false"]),
-        (["payload=product", "coupling=average"], ["payload=product: factors that are received anew"]),
+        (["payload=product", "coupling=average"], ["the server makes anew in each round have no mean"]),
+        (["payload=product", "server_optimizer=fedadam"], ["anew in each round have no momentum"]),
+        (["fading=rician"], ["fading=rician: nothing here takes it (fading goes with channel=cell, mimo, packet)"]),
         (["channel=aircomp"], ["channel=AirComp sums A and B, and the product of the sums is not"]),
         (
-            ["channel=aircomp", "payload=product", "coupling=product_average", "client.ranks=[4,8]"],
-            ["coupling=ProductAverage needs the upload of every single client", "but client.ranks=[4, 8] differ"],
+            ["channel=aircomp", "coupling=laplacian", "client.ranks=[4,8]"],
+            ["coupling=Laplacian needs the upload of every single client", "but client.ranks=[4, 8] differ"],
         ),
         (
             ["channel=aircomp", "payload=product", "aggregator._target_=faulty.Krum"],

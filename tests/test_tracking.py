@@ -6,7 +6,7 @@ from rich.console import Console
 
 from fedfusion.tracking import Jsonl, Terminal
 
-RECORD = {"round": 1, "train_loss": 0.5, "believed": 0, "mean": {"single_task": 0.9}, "dropped": {"3": "gone [x]"}}
+RECORD = {"round": 1, "train_loss": 0.5, "learnt": False, "mean": {"single_task": 0.9}, "dropped": {"3": "gone [x]"}}
 
 
 def test_jsonl_has_one_line_per_round_and_is_rewritten_on_resume(tmp_path):
@@ -29,7 +29,7 @@ def test_without_a_terminal_there_are_plain_lines():
     terminal.close()
     assert out.getvalue().replace("\n", " ").split("  client")[0].count("round 1/2") == 2
     assert "round 1/2  loss 0.50  single .900" in out.getvalue() and "client 3 dropped: gone [x]" in out.getvalue()
-    assert "nothing arrived: the last model is kept" in out.getvalue()
+    assert "too little arrived: the last model is kept" in out.getvalue()
 
 
 def test_on_a_terminal_there_is_a_bar_with_rounds_and_time():

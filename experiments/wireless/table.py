@@ -75,7 +75,8 @@ def draw(receiver: str, objective: str, jsr_db: float, seed: int) -> tuple[torch
     """Sum rate in bit per channel use and mean squared error over users, both by draw of the channel."""
     channel = Mimo(snr_db=10.0, receiver=RECEIVERS[receiver], jammer=Jammer(objective=objective, jsr_db=jsr_db))
     powers = channel.powers(range(8))
-    link, _ = channel.link(powers, float(powers.mean()), DRAWS, 1, generator(seed, "table"))
+    rng = generator(seed, "table")
+    link, _ = channel.link(powers, float(powers.mean()), channel.streams(powers, DRAWS, rng), 1, rng)
     signal = link.streams @ link.streams.mH
     rate = torch.linalg.slogdet(link.covariance + signal)[1] - torch.linalg.slogdet(link.covariance)[1]
     return rate / math.log(2), link.filtered.nmse.mean(1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fedfusion.channels.packet import Delivered, Packet
-from fedfusion.channels.receiver import Filtered, decoding_order
+from fedfusion.channels.receiver import Filtered
 
 CHUNK = 10_000  # symbols of a stream that are held at once
 Step = Callable[[Tensor, slice], Tensor]
@@ -43,10 +43,10 @@ class Link:
         return values.unflatten(1, (-1, self.num_streams)).movedim(1, 0)
 
     def mean(self, values: Tensor, uses: Sequence[int]) -> Tensor:
-        """Mean `[K]` of `values [B, L]` over the first `uses [K]` channel uses of each user."""
-        filled = torch.tensor(uses)[:, None] - self.data * torch.arange(len(values))
+        """Mean `[K]` of `values [K, B, num_streams]` over the first `uses [K]` channel uses of each user."""
+        filled = torch.tensor(uses)[:, None] - self.data * torch.arange(values.shape[1])
         weights = filled.clamp(0, self.data).double()
-        return (self.by_user(values).mean(-1) * weights).sum(1) / weights.sum(1)
+        return (values.double().mean(-1) * weights).sum(1) / weights.sum(1)
 
 
 def equivalent(
@@ -109,19 +109,19 @@ def packets(
     user's modulation and coding scheme.
     """
     sinr = link.by_user(link.filtered.sinr)
-    successive = link.filtered.cancelled is not None  # one stream per user, then
-    order = decoding_order(link.streams).tolist() if successive else range(len(sizes))
+    cancelled = link.filtered.cancelled  # one stream per user, then
+    order = range(len(sizes)) if cancelled is None else cancelled[0].sum(-1).argsort().tolist()
     spoilt = torch.zeros(link.data * len(link.streams), dtype=torch.bool)  # by channel use
     delivered: dict[int, Delivered] = {}
     received.copy_(sent)  # what is not finite stays so: it cannot be quantised, and the guard wants to see it
     for user in order:
         row = sent[user, : sizes[user]]
         num, symbols = packet.num_blocks(len(row), codes[user]), packet.num_symbols(len(row), codes[user])
-        doomed = spoilt[:symbols].view(num, -1).any(1) if successive else None
+        doomed = spoilt[:symbols].view(num, -1).any(1) if cancelled is not None else None
         finite = bool(row.isfinite().all())
         sent_row = row if finite else torch.zeros_like(row)
         delivered[user] = packet(sent_row, sinr[user], codes[user], link.data, rng, doomed=doomed)
-        if successive:
+        if cancelled is not None:
             spoilt[:symbols] |= delivered[user].lost.repeat_interleave(symbols // num)
         if finite:
             received[user, : sizes[user]] = delivered[user].row

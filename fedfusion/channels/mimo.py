@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import ceil, log10
+from math import ceil, inf, log10
 from typing import ClassVar, Literal
 
 import torch
@@ -40,8 +40,9 @@ class Mimo:
     - `packet`: quantised, coded and modulated; code blocks are lost as the block error table says of their SINR.
 
     SNR is received power of one client over thermal noise, per receive antenna and before any combining
-    (:math:`p_k`, with :math:`E|h_{ij}|^2 = 1`). Noise and jamming are total powers of complex symbols, half of them
-    in each real parameter.
+    (:math:`p_k`, with :math:`E|h_{ij}|^2 = 1`). JSR counts against one client too; where clients differ, against the
+    mean in dB over those of the round. Noise and jamming are total powers of complex symbols, half of them in each
+    real parameter. Clients that have less to send than others of their group fill the time with padding.
 
     Parameters
     ----------
@@ -59,6 +60,7 @@ class Mimo:
         Symbols per coherence block and stream, pilots included; null is one draw of the channel for the whole upload.
     pilots
         Pilot symbols in each coherence block, at the power of data; `0` is a receiver that knows the channel without.
+        They and the silent symbols of `receiver.knowledge=sample` cost air time.
     fading, jammer, receiver
         The parts.
     packet
@@ -108,6 +110,7 @@ class Mimo:
 
     def __post_init__(self) -> None:
         streams = self._together * self.num_streams
+        loudest = max(self._snrs, default=0.0) + self.jammer.jsr_db
         checks = {
             f"channel.num_rx_ant={self.num_rx_ant}, num_tx_ant={self.num_tx_ant}, num_streams={self.num_streams}: "
             "all must be at least 1":
@@ -125,8 +128,9 @@ class Mimo:
             f"channel.snr_db={self.snr_db} must lie within -100 and 100 dB (it is in dB, not linear)":
                 self.snr_db is None or (bool(self._snrs) and all(abs(snr) <= 100 for snr in self._snrs)),
             f"channel.coherence_block={self.coherence_block} leaves no room for data beside channel.pilots="
-            f"{self.pilots} (raise coherence_block, or lower pilots)":
-                self.pilots >= 0 and (self.coherence_block is None or self.coherence_block > self.pilots),
+            f"{self.pilots} and the silence of channel.receiver.knowledge={self.receiver.knowledge}, {self._reserved} "
+            "symbols together (raise coherence_block, or lower pilots or receiver.num_silent)":
+                self.pilots >= 0 and (self.coherence_block is None or self.coherence_block > self._reserved),
             f"channel.pilots={self.pilots} are too few to tell {streams} streams apart (raise pilots to {streams}, or "
             "set it to 0 for a receiver that knows the channel)":
                 self.pilots == 0 or self.pilots >= streams,
@@ -142,8 +146,11 @@ class Mimo:
             f"channel.receiver.filter=sic takes whole clients off the signal once their packets are decoded, but "
             f"channel.num_streams={self.num_streams} (set it to 1, or choose mmse)":
                 self.level != "packet" or self.receiver.filter != "sic" or self.num_streams == 1,
-            f"channel.bandwidth_hz={self.bandwidth_hz} must be positive":
-                self.bandwidth_hz > 0,
+            f"channel.snr_db={self.snr_db} and channel.jammer.jsr_db={self.jammer.jsr_db} are {loudest:.0f} dB of "
+            "jamming over thermal noise: no double tells them apart beyond 120 dB (lower one of them)":
+                self.jammer.objective == "none" or not loudest > 120,
+            f"channel.bandwidth_hz={self.bandwidth_hz} must be positive and finite":
+                0 < self.bandwidth_hz < inf,
             f"channel.overhead={self.overhead} must be in [0, 1)":
                 0 <= self.overhead < 1,
             f"channel.tx_power_dbm={self.tx_power_dbm} must lie within -100 and 100 dBm":
@@ -167,14 +174,17 @@ class Mimo:
     def __call__(self, updates: Updates, rng: torch.Generator) -> tuple[Updates, ChannelReport]:
         """Send `updates.vectors [n, d]`, one group after the other; what is erased is left out of the result."""
         sent, n = updates.vectors, len(updates)
+        if not n:
+            return updates, ChannelReport()
         powers = self.powers(updates.clients)
+        reference = float(powers.log().mean().exp())
         received = torch.empty_like(sent)
         sizes = list(updates.sizes) or [sent.shape[1]] * n
         send = self._packets if self.level == "packet" else self._symbols
         groups, gaps, energies, start_s = [], [], [], 0.0
         for first in range(0, n, self._together):
             rows = slice(first, min(first + self._together, n))
-            figures, jamming = send(sent[rows], received[rows], sizes[rows], powers[rows], float(powers.mean()), rng)
+            figures, jamming = send(sent[rows], received[rows], sizes[rows], powers[rows], reference, rng)
             figures["latency_s"] = start_s + figures["air_time_s"]
             start_s = float(figures["latency_s"].max())
             groups.append(figures)
@@ -187,7 +197,7 @@ class Mimo:
         report = ChannelReport(
             per_client=fidelity(sent, received, sizes) | {name: tuple(values) for name, values in columns.items()},
             erased={client: why for client, why in zip(updates.clients, reasons, strict=True) if why},
-            jamming={"gap": max(gaps), "energy": sum(energies) / len(energies)},
+            jamming={"gap": max(gaps), "power": sum(energies) / len(energies)},
         )
         kept = [row for row, why in enumerate(reasons) if not why]
         return updates.with_vectors(received).keep(kept), report
@@ -201,17 +211,18 @@ class Mimo:
         return 10 ** (snr_db.double() / 10)
 
     def link(
-        self, powers: Tensor, reference: float, blocks: int, data: int, rng: torch.Generator
+        self, powers: Tensor, reference: float, streams: Tensor, data: int, rng: torch.Generator
     ) -> tuple[Link, Jamming]:
-        """Draw `blocks` coherence blocks of `data` symbols for users received with `powers [K]`.
+        """Jam and filter `streams [B, N_r, L]` of users with `powers [K]`, in coherence blocks of `data` symbols.
 
         `reference` is the power against which the JSR counts.
         """
-        streams = self._streams(powers, blocks, rng)
-        thermal = NOISE * torch.eye(self.num_rx_ant, dtype=streams.dtype).expand(blocks, -1, -1)
+        thermal = NOISE * torch.eye(self.num_rx_ant, dtype=streams.dtype).expand(len(streams), -1, -1)
         users = torch.arange(len(powers)).repeat_interleave(self.num_streams)
-        unjammed, _, _ = self.receiver.design(streams, thermal)
-        scene = Scene(streams, users, NOISE, reference, unjammed, data + self.pilots, self.pilots)
+        # packets are decoded in an order that holds for all of them, symbols need none but the present
+        order = powers.argsort(descending=True, stable=True) if self.level == "packet" else None
+        unjammed, _, _ = self.receiver.design(streams, thermal, order)
+        scene = Scene(streams, users, NOISE, reference, unjammed, data + self._reserved, self.pilots)
         jamming = self.jammer(scene, rng)
         covariance = thermal + jamming.covariance
         believed_covariance = self.receiver.covariance(covariance, NOISE, rng)
@@ -219,11 +230,11 @@ class Mimo:
         if self.pilots:
             believed, error = self._estimate(streams, jamming, covariance, rng)
             believed_covariance = believed_covariance + error * thermal
-        filtered = self.receiver(streams, covariance, believed, believed_covariance)
+        filtered = self.receiver(streams, covariance, believed, believed_covariance, order)
         return Link(streams, covariance, filtered, data, self.num_streams), jamming
 
-    def _streams(self, powers: Tensor, blocks: int, rng: torch.Generator) -> Tensor:
-        """Effective channels `F [B, N_r, K * num_streams]` of all streams, power included."""
+    def streams(self, powers: Tensor, blocks: int, rng: torch.Generator) -> Tensor:
+        """Draw effective channels `F [B, N_r, K * num_streams]` of users with `powers [K]`."""
         h = self.fading.draw(blocks, len(powers), self.num_rx_ant, self.num_tx_ant, rng)
         if self.num_streams < self.num_tx_ant:  # the strongest eigen-beams; using all of them is a mere rotation
             beams = torch.linalg.eigh(h.mH @ h)[1][..., -self.num_streams :]
@@ -240,7 +251,8 @@ class Mimo:
                   \epsilon = \frac{\beta}{1 + \tau\beta/\nu}
 
         with :math:`\tau` pilots, the mean power :math:`\beta` of an entry and :math:`\nu` that of noise and jamming as
-        the receiver believes it.
+        the receiver believes it: a receiver that is not unaware knows the power of jamming on pilots, if not its
+        directions. Jamming of pilots alone is white.
         """
         n = self.num_rx_ant
         spread = jamming.covariance.diagonal(dim1=-2, dim2=-1).real.mean(-1)
@@ -257,52 +269,70 @@ class Mimo:
     ) -> tuple[dict[str, Tensor], Jamming]:
         """Fill `received [K, d]` with what arrives of one group that sends `sent [K, d]` unquantised."""
         uses = [ceil(size / (2 * self.num_streams)) for size in sizes]
-        data = self._data(max(uses))
-        link, jamming = self.link(powers, reference, ceil(max(uses) / data), data, rng)
+        data = self._data(uses)
+        streams = self.streams(powers, ceil(max(uses) / data), rng)
+        link, jamming = self.link(powers, reference, streams, data, rng)
         step = equivalent if self.level == "mse" else analog
         step(sent, received, sizes, link, self.receiver.rescale, rng)
-        expected = link.mean(link.filtered.nmse, uses)
+        filtered = link.filtered
+        errors = {
+            "expected_nmse": link.mean(link.by_user(filtered.nmse), uses),
+            "reported_nmse": link.mean(link.by_user(1 / (filtered.reported + self.receiver.shrink)), uses),
+            "bits": torch.full((len(sizes),), SIDE_BITS),
+            "erased_share": torch.zeros(len(sizes)),
+        }
         if not self.receiver.rescale:
-            expected /= sent.double().square().mean(1)
-        bits = torch.full((len(sizes),), SIDE_BITS)
-        return self._figures(link, uses) | {"expected_nmse": expected, "bits": bits}, jamming
+            power = torch.stack([row[:size].double().square().mean() for row, size in zip(sent, sizes, strict=True)])
+            errors |= {name: errors[name] / power for name in ("expected_nmse", "reported_nmse")}
+        return self._figures(link, uses) | errors, jamming
 
     def _packets(
         self, sent: Tensor, received: Tensor, sizes: list[int], powers: Tensor, reference: float, rng: torch.Generator
     ) -> tuple[dict[str, Tensor], Jamming]:
-        """The same in packets. How each user codes is chosen from coherence blocks that went before."""
-        data = self._data(1)
-        sounded, _ = self.link(powers, reference, SOUNDED, data, rng)
-        codes = [self.packet.choose(reported, data) for reported in sounded.by_user(sounded.filtered.reported)]
-        uses = [
-            ceil(self.packet.num_symbols(size, mcs) / self.num_streams) for size, mcs in zip(sizes, codes, strict=True)
-        ]
-        data = self._data(max(uses))
-        link, jamming = self.link(powers, reference, ceil(max(uses) / data), data, rng)
+        """The same in packets. How each user codes is chosen from the coherence blocks that go before.
+
+        With one draw for the whole upload there are none before, and it is that one.
+        """
+        sounding, blocks, enough = (0 if self.coherence_block is None else SOUNDED), 1, False
+        while not enough:  # how many blocks the upload takes depends on the codes, and they on the draw
+            streams = self.streams(powers, sounding + blocks, rng)
+            sounded, _ = self.link(powers, reference, streams[: max(1, sounding)], self._data([1]), rng)
+            codes = [self.packet.choose(one, sounded.data) for one in sounded.by_user(sounded.filtered.reported)]
+            uses = [
+                ceil(self.packet.num_symbols(size, mcs) / self.num_streams)
+                for size, mcs in zip(sizes, codes, strict=True)
+            ]
+            data = self._data(uses)
+            needed, offered = ceil(max(uses) / data), blocks
+            enough, blocks = needed <= offered, max(needed, offered)
+        link, jamming = self.link(powers, reference, streams[sounding : sounding + needed], data, rng)
         delivered = packets(sent, received, sizes, link, self.packet, codes, rng)
         packed = {
+            "reported_nmse": torch.zeros(len(sizes)),  # what is lost of a packet is known
             "bler": torch.tensor([one.bler for one in delivered]),
             "erased_share": torch.tensor([one.erased_share for one in delivered]),
             "bits": torch.tensor([one.bits + SIDE_BITS for one in delivered]),
         }
         return self._figures(link, uses) | packed, jamming
 
-    def _data(self, uses: int) -> int:
+    @property
+    def _reserved(self) -> int:
+        """Symbols of a coherence block that carry no data: pilots, and silence from which to learn of the jammer."""
+        return self.pilots + (self.receiver.num_silent if self.receiver.knowledge == "sample" else 0)
+
+    def _data(self, uses: Sequence[int]) -> int:
         """Data symbols of a coherence block."""
-        return uses if self.coherence_block is None else self.coherence_block - self.pilots
+        return max(uses) if self.coherence_block is None else self.coherence_block - self._reserved
 
     def _figures(self, link: Link, uses: list[int]) -> dict[str, Tensor]:
         """What can be said of each user of a group, whatever the level."""
-        filtered = link.filtered
-        rate = link.by_user((1 + filtered.sinr).log2()).sum(-1)
-        reported = 1 / (filtered.reported + self.receiver.shrink)
-        symbol_rate = self.bandwidth_hz * (1 - self.overhead) * link.data / (link.data + self.pilots)
+        sinr = link.by_user(link.filtered.sinr)
+        rate = (1 + sinr).log2().sum(-1, keepdim=True)
+        symbol_rate = self.bandwidth_hz * (1 - self.overhead) * link.data / (link.data + self._reserved)
         return {
-            "sinr": link.mean(filtered.sinr, uses),
-            "reported_nmse": link.mean(reported, uses),
-            "rate": rate.mean(1),
-            "outage": (rate < self.outage_rate).double().mean(1),
-            "erased_share": torch.zeros(len(uses)),
+            "sinr": link.mean(sinr, uses),
+            "rate": link.mean(rate, uses),
+            "outage": link.mean((rate < self.outage_rate).double(), uses),
             "air_time_s": torch.tensor(uses) / symbol_rate,
         }
 

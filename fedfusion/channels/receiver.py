@@ -66,9 +66,10 @@ class Receiver:
     - `mmse`: :math:`W_l \propto \hat f_l^H (\hat R + \sum_j \hat f_j \hat f_j^H)^{-1}`, with the largest SINR
       :math:`1/e_l - 1`, :math:`e_l = 1 - \hat f_l^H (\hat R + \hat F \hat F^H)^{-1} \hat f_l`;
     - `zf`: :math:`W = \hat F^+`, which removes the other streams whatever noise that lets through;
-    - `sic`: MMSE stream by stream, each taken off the signal before the next; the strongest on average over the
-      upload is the first. Cancellation is perfect, as if each stream had been decoded: an upper bound for analog
-      symbols, while packets that are lost take those behind them along. Rates add up to the sum capacity
+    - `sic`: MMSE stream by stream, each taken off the signal before the next; the strongest is the first, on
+      average over the upload, or as its power is known for long where packets are decoded. Cancellation is perfect,
+      as if each stream had been decoded: an upper bound for analog symbols, while packets that are lost take those
+      behind them along. Rates add up to the sum capacity
       :math:`\log_2\det(I + R^{-1} F F^H)` in any order.
 
     All are scaled to be unbiased, :math:`W_l \hat f_l = 1`, so that the NMSE of a receiver that knows everything is
@@ -98,8 +99,9 @@ class Receiver:
     References
     ----------
     Tse, Viswanath, "Fundamentals of Wireless Communication", Cambridge 2005, chapter 8; the inverse of a sample
-    covariance: Muirhead, "Aspects of Multivariate Statistical Theory", Wiley 1982, section 3.2; R-SFLLM: Djuhera et
-    al., IEEE TIFS 2025, https://arxiv.org/abs/2407.11654
+    covariance: Maiwald, Kraus, "Calculation of Moments of Complex Wishart and Complex Inverse Wishart Distributed
+    Matrices", IEE Proc. Radar, Sonar and Navigation 2000; R-SFLLM: Djuhera et al., IEEE TIFS 2025,
+    https://arxiv.org/abs/2407.11654
     """
 
     filter: Literal["mmse", "zf", "sic"] = "mmse"
@@ -125,8 +127,12 @@ class Receiver:
         samples = torch.linalg.cholesky(true) @ complex_normal((len(true), n, self.num_silent), rng)
         return samples @ samples.mH / (self.num_silent - n)
 
-    def design(self, believed: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def design(
+        self, believed: Tensor, covariance: Tensor, order: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Filters `[B, L, N_r]` for the streams `believed [B, N_r, L]` in noise of `covariance [B, N_r, N_r]`.
+
+        Streams are decoded in the `order [L]`, the strongest of those that are believed first if there is none.
 
         Returns
         -------
@@ -136,15 +142,22 @@ class Receiver:
             True where stream `j` is off the signal when stream `l` is estimated.
         """
         if self.filter == "sic":
-            unbiased, sinr, cancelled = _successive(believed, covariance)
+            unbiased, sinr, cancelled = _successive(believed, covariance, order)
         else:
             unbiased, sinr, cancelled = *(_zero_forcing if self.filter == "zf" else _mmse)(believed, covariance), None
         filters = unbiased * (sinr / (1 + sinr))[..., None] if self.shrink else unbiased
         return filters, sinr, cancelled
 
-    def __call__(self, streams: Tensor, covariance: Tensor, believed: Tensor, believed_covariance: Tensor) -> Filtered:
+    def __call__(
+        self,
+        streams: Tensor,
+        covariance: Tensor,
+        believed: Tensor,
+        believed_covariance: Tensor,
+        order: Tensor | None = None,
+    ) -> Filtered:
         """Filter `streams [B, N_r, L]` in noise of `covariance [B, N_r, N_r]`, going by what is believed of both."""
-        filters, reported, cancelled = self.design(believed, believed_covariance)
+        filters, reported, cancelled = self.design(believed, believed_covariance, order)
         through = filters @ streams
         if cancelled is not None:
             through = through.masked_fill(cancelled, 0.0)
@@ -170,9 +183,10 @@ def _zero_forcing(streams: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
     return filters, 1 / ((filters @ covariance) * filters.conj()).sum(-1).real
 
 
-def _successive(streams: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _successive(streams: Tensor, covariance: Tensor, order: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """MMSE filters, SINR and what is cancelled before."""
-    order = decoding_order(streams)
+    if order is None:
+        order = streams.abs().square().sum((0, 1)).argsort(descending=True, stable=True)
     rank = order.argsort()
     cancelled = (rank[None, :] < rank[:, None]).expand(len(streams), -1, -1)
     filters, sinr = torch.empty_like(streams.mT), streams.new_empty(streams.shape[0], streams.shape[2]).real.clone()
@@ -184,8 +198,3 @@ def _successive(streams: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor, Te
         filters[:, stream], sinr[:, stream] = solved.conj() / power[:, None], power
         interference = interference + f[:, :, None] * f[:, None, :].conj()
     return filters, sinr, cancelled
-
-
-def decoding_order(streams: Tensor) -> Tensor:
-    """Streams `[L]` of `streams [B, N_r, L]`, the strongest on average over the blocks first."""
-    return streams.abs().square().sum((0, 1)).argsort(descending=True, stable=True)

@@ -30,6 +30,7 @@ class Average:
 
     into_base: ClassVar[bool] = False
     needs_rows: ClassVar[bool] = False
+    averages_factors: ClassVar[bool] = True
 
     def __call__(
         self, adapters: Tensor, heard: Tensor, weights: Tensor, clients: Clients, rng: torch.Generator
@@ -59,6 +60,7 @@ class ProductAverage:
 
     into_base: ClassVar[bool] = False
     needs_rows: ClassVar[bool] = True
+    averages_factors: ClassVar[bool] = False
 
     def __call__(
         self, adapters: Tensor, heard: Tensor, weights: Tensor, clients: Clients, rng: torch.Generator

@@ -22,6 +22,7 @@ class Isolated:
 
     into_base: ClassVar[bool] = False
     needs_rows: ClassVar[bool] = False
+    averages_factors: ClassVar[bool] = False
 
     def __call__(
         self, adapters: Tensor, heard: Tensor, weights: Tensor, clients: Clients, rng: torch.Generator

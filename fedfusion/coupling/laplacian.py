@@ -57,6 +57,7 @@ class Laplacian:
 
     into_base: ClassVar[bool] = False
     needs_rows: ClassVar[bool] = True
+    averages_factors: ClassVar[bool] = True
 
     adjacency: Adjacency
     strength: float

@@ -27,6 +27,7 @@ class Stacking:
 
     into_base: ClassVar[bool] = True
     needs_rows: ClassVar[bool] = True
+    averages_factors: ClassVar[bool] = False
 
     def __call__(
         self, adapters: Tensor, heard: Tensor, weights: Tensor, clients: Clients, rng: torch.Generator

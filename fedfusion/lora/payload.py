@@ -1,12 +1,13 @@
 """What of an upload is sent, and the upload that is made of what arrives."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from fedfusion.lora.product import factors, outside, plain, restrict, truncate
+from fedfusion.lora.product import factors, outside, plain, restrict
 from fedfusion.types import Layout, Updates
 
 
@@ -18,7 +19,8 @@ class Payload:
       :math:`\kappa (e_A + e_B + e_A e_B)` of the product, see :func:`fedfusion.lora.product.kappa`.
     - `frozen_a`: the change of `B`, for adapters whose `A` nobody trains: the product is linear in it.
     - `product`: the change of each product `s B A`, entry by entry: `m n` numbers for the `r (m + n)` of the factors.
-      The server knows the rank, and keeps the best approximation of it, which takes most of the noise away.
+      The server knows the rank, and keeps the best approximation of it once the guard has judged what was received:
+      it takes most of the noise away, and what a sum over several clients has beyond that rank.
 
     Entries beyond a client's own rank are known to be zero and not sent.
 
@@ -39,29 +41,46 @@ class Payload:
     def pack(self, updates: Updates) -> Updates:
         """The same rows, as what is sent: `vectors [n, D]`, filled up with zeros after `sizes [n]`."""
         if self.kind == "product":
-            return updates.with_vectors(self._products(updates.start + updates.vectors) - self._products(updates.start))
+            start, trained = self._products(updates.start), self._products(updates.start + updates.vectors)
+            return replace(updates, layout=self._product_layout, start=start, vectors=trained - start)
         if self.kind == "factors" and self.ranks is None:
             return updates
         columns = [self._columns(client) for client in updates.clients]
         sizes = tuple(map(len, columns))
-        vectors = torch.zeros(len(updates), max(sizes))
+        vectors = torch.zeros(len(updates), max(sizes, default=0))
         for row, chosen in enumerate(columns):
             vectors[row, : sizes[row]] = updates.vectors[row, chosen]
-        return updates.with_vectors(vectors).with_sizes(sizes)
+        return replace(updates, vectors=vectors, sizes=sizes)
 
     def unpack(self, received: Updates) -> Updates:
-        """Uploads `[n, d]` again, of what was received."""
-        if self.kind == "factors" and self.ranks is None:
+        """What was received, for the guard to judge: factors by entry, or changes of products as they are."""
+        if self.kind == "product" or (self.kind == "factors" and self.ranks is None):
             return received
-        if self.kind == "product":
-            products = self._products(received.start) + received.vectors
-            rows = [self._adapter(product, client) for product, client in zip(products, received.clients, strict=True)]
-            return received.with_vectors(torch.stack(rows) - received.start if rows else received.start.clone())
         vectors = torch.zeros(len(received), self.layout.dim)
         for row, client in enumerate(received.clients):
             chosen = self._columns(client)
             vectors[row, chosen] = received.vectors[row, : len(chosen)]
-        return received.with_vectors(vectors).with_sizes(())
+        return replace(received, vectors=vectors, sizes=())
+
+    def uploads(self, believed: Updates, sent: Updates) -> Updates:
+        """Uploads of adapters `[n, d]`, from what is believed of those that were `sent`."""
+        if self.kind != "product":
+            return believed
+        rows = {client: row for row, client in enumerate(sent.clients)}
+        start = sent.start[[rows[client] for client in believed.clients]]
+        vectors = torch.empty_like(start)
+        for row, client in enumerate(believed.clients):
+            vectors[row] = self._adapter(believed.start[row] + believed.vectors[row], client) - start[row]
+        return replace(believed, layout=self.layout, start=start, vectors=vectors)
+
+    @cached_property
+    def _product_layout(self) -> Layout:
+        """One entry `[m, n]` per module, and what is outside every pair."""
+        shapes: list[tuple[str, tuple[int, ...]]] = [
+            (pair.module, (self.layout.shapes[pair.b][0], self.layout.shapes[pair.a][1])) for pair in self.layout.pairs
+        ]
+        shapes += [(self.layout.names[i], self.layout.shapes[i]) for i in outside(self.layout)]
+        return Layout(tuple(name for name, _ in shapes), tuple(shape for _, shape in shapes))
 
     def _rank(self, client: int) -> int | None:
         return None if self.ranks is None else self.ranks[client % len(self.ranks)]
@@ -85,17 +104,14 @@ class Payload:
         return torch.cat([*parts, plain(self.layout, adapters)], 1)
 
     def _adapter(self, products: Tensor, client: int) -> Tensor:
-        """The adapter `[d]` nearest to `products [D]`."""
-        adapter = torch.zeros(self.layout.dim)
-        for pair in self.layout.pairs:
-            m, n = self.layout.shapes[pair.b][0], self.layout.shapes[pair.a][1]
-            product, products = products.tensor_split([m * n])
-            rank = self.layout.shapes[pair.a][0]
-            own = min(self._rank(client) or rank, rank)
-            (b, a), _ = truncate((product.view(m, n), torch.eye(n)), own)
-            self.layout.entry(adapter, pair.b)[:, :own] = b / pair.scale
-            self.layout.entry(adapter, pair.a)[:own] = a
-        for i in outside(self.layout):
-            part, products = products.tensor_split([self.layout.offsets[i + 1] - self.layout.offsets[i]])
-            self.layout.entry(adapter, i).copy_(part.view(self.layout.shapes[i]))
+        """The adapter `[d]` nearest to `products [D]`, balanced: `A = S^{1/2} V^T`, `B = U S^{1/2}`."""
+        adapter, entries = torch.zeros(self.layout.dim), self._product_layout
+        for i, pair in enumerate(self.layout.pairs):
+            u, s, vt = torch.linalg.svd(entries.entry(products, i).double(), full_matrices=False)
+            own = min(self._rank(client) or len(s), self.layout.shapes[pair.a][0], len(s))
+            root = s[:own].sqrt()
+            self.layout.entry(adapter, pair.b)[:, :own] = u[:, :own] * root / pair.scale
+            self.layout.entry(adapter, pair.a)[:own] = root[:, None] * vt[:own]
+        for i, entry in enumerate(outside(self.layout), len(self.layout.pairs)):
+            self.layout.entry(adapter, entry).copy_(entries.entry(products, i))
         return adapter

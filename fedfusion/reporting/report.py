@@ -87,8 +87,10 @@ def notes(results: Mapping[str, Any]) -> list[str]:
     if last["nmse_db"] is not None:
         said.append(f"uplink NMSE in the last round {last['nmse_db']:.1f} dB")
     said += _uplink(last["uplink"])
-    if empty := [str(record["round"]) for record in rounds if not record["believed"]]:
-        said.append(f"nothing arrived in {_count(len(empty), 'round')} ({', '.join(empty)}): the last model was kept")
+    if empty := [str(record["round"]) for record in rounds if not record["learnt"]]:
+        said.append(
+            f"too little arrived in {_count(len(empty), 'round')} ({', '.join(empty)}): the last model was kept"
+        )
     if generated := results["metrics"].get("rouge_l"):
         stages = dict.fromkeys(stage for scores in generated.values() for stage in scores)
         means = {stage: _mean([s[stage] for s in generated.values() if stage in s]) for stage in stages}

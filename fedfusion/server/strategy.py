@@ -27,7 +27,7 @@ from fedfusion.server.nodes import Nodes, arrays
 from fedfusion.server.state import State
 from fedfusion.server.uplink import Uplink, decibel, fused_fidelity
 from fedfusion.tracking import Tracker
-from fedfusion.types import FedfusionError, GuardReport, Layout, RunFailed, Updates
+from fedfusion.types import FedfusionError, Layout, RunFailed, Updates
 
 STARTUP_S = 600.0  # nodes have this long to appear, however short the deadline of a client
 
@@ -101,23 +101,26 @@ class RoundStrategy(Strategy):
         """One round of the server, from the replies of the clients to the realigned multi-task adapter."""
         experiment, state, chosen = self.experiment, self.state, self.experiment.chosen(server_round)
         replies, self.moved = list(replies), []
-        trained, dropped = self.nodes.collect(replies, chosen, state.adapters, self.suite, self.layout)
+        trained, dropped = self.nodes.collect(replies, chosen, self.starts(), self.suite, self.layout)
+        self._require(server_round, len(trained), dropped)
 
-        if not len(trained):
-            self._require(server_round, trained, dropped)
         sent = experiment.attack(trained, self.byzantine, self._rng("attack", server_round))
         received, report = self.uplink(sent, self._rng("channel", server_round))
-        believed, guarded = experiment.guard(received) if len(received) else (received, GuardReport())
+        believed, guarded = experiment.guard(received)
         dropped |= dict(report.erased) | dict(guarded.refused)
-        if len(received):  # an uplink that lost everything leaves the last model as it is
-            self._require(server_round, believed, dropped)
+        self._require(server_round, len(believed) + len(report.erased), dropped)
+        learnt = len(believed) >= experiment.min_clients  # else the uplink lost too many: the last model is kept
         state.heads |= self.nodes.heads(replies, believed.clients, self.evaluator.heads, self.suite)
         del replies  # as large as the matrix
         self.evaluator.adopt(state.heads)
 
-        intact = trained.keep([i for i, client in enumerate(trained.clients) if client not in guarded.refused])
+        wild = dict(guarded.refused) | dict(experiment.guard(trained)[1].refused)
+        intact = trained.keep([i for i, client in enumerate(trained.clients) if client not in wild])
         fused_clean = self._fuse(self._couple(intact, server_round))
-        coupling, discarded = self._learn(believed, server_round) if len(believed) else ({}, 0.0)
+        coupling: dict[str, float | None] = {}
+        discarded = 0.0
+        if learnt:
+            coupling, discarded = self._learn(self.uplink.uploads(believed, sent), server_round)
 
         state.single_task |= self._single_task(intact)
         state.personal |= self._personal()
@@ -132,6 +135,7 @@ class RoundStrategy(Strategy):
             "round": server_round,
             "clients": sorted(chosen),
             "believed": len(believed),
+            "learnt": learnt,
             "dropped": {str(client): dropped[client] for client in sorted(dropped)},
             "clipped": sorted(guarded.clipped),
             "byzantine": [client for client in self.byzantine if client in trained.clients],
@@ -310,6 +314,8 @@ class RoundStrategy(Strategy):
         measured = self.nodes.measured(replies)
         self.state.personal |= {str(client): score for client, score in measured.items()}
         scores = self._by_own_task(self.state.personal)
+        if not scores:
+            return None
         record = self.state.history[-1]
         record["mean"]["personal"], record["worst"]["personal"] = summary(scores).values()
         for task, score in scores.items():
@@ -325,12 +331,12 @@ class RoundStrategy(Strategy):
         for tracker in self.trackers:
             tracker.exchanged(server_round, done, total)
 
-    def _require(self, server_round: int, believed: Updates, dropped: Mapping[int, str]) -> None:
-        if len(believed) < self.experiment.min_clients:
+    def _require(self, server_round: int, left: int, dropped: Mapping[int, str]) -> None:
+        if left < self.experiment.min_clients:
             latest = self.checkpoints.latest()
             reasons = "; ".join(f"client {client} {reason}" for client, reason in sorted(dropped.items()))
             raise RunFailed(
-                f"round {server_round}: {len(believed)} uploads left, min_clients={self.experiment.min_clients} "
+                f"round {server_round}: {left} uploads left, min_clients={self.experiment.min_clients} "
                 f"({reasons}). Last checkpoint: {latest or 'none'} (continue with --resume, or lower min_clients)"
             )
 

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedfusion.channels.fidelity import fidelity
 from fedfusion.lora.payload import Payload
-from fedfusion.lora.product import distances, gram, kappa
+from fedfusion.lora.product import distances, gram, kappa, outside
 from fedfusion.types import Channel, ChannelReport, Layout, Updates
 
 LINEAR = ("nmse", "expected_nmse", "sinr")  # reported in dB
@@ -18,27 +19,36 @@ LINEAR = ("nmse", "expected_nmse", "sinr")  # reported in dB
 
 @dataclass(frozen=True)
 class Uplink:
-    """Payload and channel together: uploads in, uploads out."""
+    """Payload and channel together."""
 
     channel: Channel
     payload: Payload
 
     def __call__(self, sent: Updates, rng: torch.Generator) -> tuple[Updates, ChannelReport]:
-        """What arrives of `sent`, without what was erased."""
+        """What arrives of `sent`, without what was erased, for the guard to judge."""
         received, report = self.channel(self.payload.pack(sent), rng)
         return self.payload.unpack(received), report
+
+    def uploads(self, believed: Updates, sent: Updates) -> Updates:
+        """Uploads of adapters, from what the guard believes."""
+        return self.payload.uploads(believed, sent)
 
     def record(self, sent: Updates, received: Updates, report: ChannelReport) -> dict[str, Any]:
         """Everything there is to say of one round, for people: ratios in dB, means taken before that.
 
-        `layers` is the NMSE of each module over all clients that were received; `product_nmse_db` that of the changes
-        of the products; `kappa` what noise on the factors does to it, see :func:`fedfusion.lora.product.kappa`.
+        `layers` compares each module over all clients that were received, as it was sent; `product_nmse_db` the
+        changes of the products; `kappa` says what noise on the factors does to those, see
+        :func:`fedfusion.lora.product.kappa`. Sums over the air are compared with the means that were meant.
         """
         columns = {name: list(values) for name, values in report.per_client.items()}
         of_client = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-        kept = sent.keep([i for i, client in enumerate(sent.clients) if client in set(received.clients)])
-        trained, arrived = kept.start + kept.vectors, received.start + received.vectors
-        layout = sent.layout
+        heard = set(received.clients)
+        kept = sent.keep([i for i, client in enumerate(sent.clients) if client in heard])
+        meant = self.payload.pack(kept) if self.payload.kind == "product" else kept
+        if self.channel.superposes:
+            meant = _task_means(meant)
+        finite = received.vectors.isfinite().all(1)
+        arrived = self.uploads(received.keep(torch.nonzero(finite)[:, 0].tolist()), sent)
         means = {name: _mean(values) for name, values in columns.items()}
         return {
             "clients": {
@@ -47,14 +57,22 @@ class Uplink:
             },
             "mean": {_name(name): _shown(name, value) for name, value in means.items()},
             "nmse_median_db": decibel(median(columns["nmse"])) if columns.get("nmse") else None,
-            "layers": _layers(layout, kept.vectors, received.vectors),
+            "layers": _layers(meant, received.vectors),
             "product_nmse_db": decibel(
-                _mean((distances(layout, arrived, trained) / distances(layout, trained, kept.start)).tolist())
+                _mean(self._product_nmse(meant.keep(torch.nonzero(finite)[:, 0].tolist()), arrived))
             ),
-            "kappa": _mean(kappa(layout, trained).flatten().tolist()),
+            "kappa": _mean(kappa(sent.layout, kept.start + kept.vectors).flatten().tolist()),
             "duration_s": max(columns.get("latency_s", []), default=None),
             "jamming": dict(report.jamming),
         }
+
+    def _product_nmse(self, meant: Updates, arrived: Updates) -> list[float]:
+        """NMSE of the change of each product, as the server goes on with it."""
+        if self.payload.kind == "product":
+            return list(fidelity(meant.vectors, self.payload.pack(arrived).vectors)["nmse"])
+        trained = meant.start + meant.vectors
+        error = distances(meant.layout, arrived.start + arrived.vectors, trained)
+        return (error / distances(meant.layout, trained, meant.start)).tolist()
 
 
 def fused_fidelity(layout: Layout, clean: Tensor, received: Tensor) -> dict[str, float | None]:
@@ -71,17 +89,29 @@ def decibel(ratio: float | None) -> float | None:
     return 10 * log10(ratio) if ratio is not None and isfinite(ratio) and ratio > 0 else None
 
 
-def _layers(layout: Layout, sent: Tensor, received: Tensor) -> dict[str, float | None]:
-    """NMSE in dB of the entries of each module."""
-    entries = {pair.module: (pair.a, pair.b) for pair in layout.pairs}
-    ratios = {}
+def _layers(meant: Updates, received: Tensor) -> dict[str, dict[str, float | None]]:
+    """What :func:`fedfusion.channels.fidelity.fidelity` says of the entries of each module, of all clients together."""
+    layout = meant.layout
+    entries = {pair.module: [pair.a, pair.b] for pair in layout.pairs}
+    entries |= {layout.names[i]: [i] for i in outside(layout)}
+    found = {}
     for module, parts in entries.items():
-        power = sum(float(layout.entry(sent, i).double().square().sum()) for i in parts)
-        error = sum(
-            float((layout.entry(received, i).double() - layout.entry(sent, i).double()).square().sum()) for i in parts
+        was, came = (
+            torch.cat([layout.entry(vectors, i).flatten() for i in parts])[None]
+            for vectors in (meant.vectors, received)
         )
-        ratios[module] = decibel(error / power) if power > 0 else None
-    return ratios
+        found[module] = {_name(name): _shown(name, value) for name, (value,) in fidelity(was, came).items()}
+    return found
+
+
+def _task_means(updates: Updates) -> Updates:
+    """The mean of each task, weighted by examples, in the place of each of its rows."""
+    vectors = updates.vectors.clone()
+    for task in set(updates.tasks):
+        rows = [i for i, other in enumerate(updates.tasks) if other == task]
+        weights = torch.tensor([updates.num_examples[i] for i in rows], dtype=torch.float64)
+        vectors[rows] = (weights / weights.sum()).to(vectors.dtype) @ updates.vectors[rows]
+    return updates.with_vectors(vectors)
 
 
 def _name(name: str) -> str:

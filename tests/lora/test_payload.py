@@ -46,8 +46,9 @@ def test_the_product_comes_back_as_the_best_factors_of_the_clients_rank(layout, 
         )
     payload = Payload("product", layout, ranks)
     sent = payload.pack(updates)
-    assert sent.vectors.shape == (6, 7 * 5 + 4 * 6)
-    back = payload.unpack(sent)
+    assert sent.vectors.shape == (6, 7 * 5 + 4 * 6) and payload.unpack(sent) is sent
+    back = payload.uploads(sent, updates)
+    assert torch.equal(back.start, updates.start) and back.layout == layout
     error = distances(layout, trained(back), trained(updates))
     assert (error < 1e-10 * distances(layout, trained(updates), torch.zeros_like(updates.vectors))).all()
 
@@ -56,7 +57,7 @@ def test_truncation_takes_noise_off_a_product(layout, updates, rng):
     payload = Payload("product", layout)
     sent = payload.pack(updates)
     noise = 0.3 * sent.vectors.norm() / sent.vectors.numel() ** 0.5 * torch.randn(sent.vectors.shape, generator=rng)
-    back = payload.unpack(sent.with_vectors(sent.vectors + noise))
+    back = payload.uploads(sent.with_vectors(sent.vectors + noise), updates)
     error = distances(layout, trained(back), trained(updates)).sum()
     assert error < 0.9 * noise.square().sum()
 
@@ -64,4 +65,4 @@ def test_truncation_takes_noise_off_a_product(layout, updates, rng):
 def test_nothing_received_is_nothing_unpacked(layout, updates):
     for kind in ("factors", "frozen_a", "product"):
         payload = Payload(kind, layout)
-        assert len(payload.unpack(payload.pack(updates).keep([]))) == 0
+        assert len(payload.uploads(payload.unpack(payload.pack(updates).keep([])), updates)) == 0

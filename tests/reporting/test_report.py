@@ -8,7 +8,7 @@ from fedfusion.reporting import plots, report
 def results(**last):
     stages = dict.fromkeys(plots.STAGES, 0.5)
     record = {"round": 1, "clients": [0, 1], "dropped": {}, "byzantine": [], "nmse_db": None, "discarded_energy": 0.0}
-    record |= {"believed": 2, "uplink": {"mean": {}, "product_nmse_db": None}}
+    record |= {"learnt": True, "uplink": {"mean": {}, "product_nmse_db": None}}
     record |= {"measure": "accuracy", "mean": stages, "worst": stages} | last
     tasks = {
         "heard": {
@@ -45,12 +45,12 @@ def test_notes_name_attackers_and_the_dropped():
 def test_notes_say_what_the_radio_cost_and_what_its_errors_became():
     mean = {"sinr_db": -3.21, "rate": 0.5, "outage": 0.75, "energy_j": 0.0123, "bler": 0.25, "erased_share": 0.125}
     uplink = {"mean": mean, "product_nmse_db": 4.0, "fused": {"nmse_db": -1.0}, "duration_s": 0.25}
-    said = "\n".join(report.notes(results(uplink=uplink, believed=0)))
+    said = "\n".join(report.notes(results(uplink=uplink, learnt=False)))
     assert "SINR -3.2 dB, 0.50 bit per channel use, 75% of the coherence blocks in outage" in said
     assert "block error rate 0.250, 12.5% of the parameters lost" in said
     assert "0.25 s in virtual time, 0.0123 J per client" in said
     assert "products 4.0 dB, of the fused products -1.0 dB" in said
-    assert "nothing arrived in 1 round (1): the last model was kept" in said
+    assert "too little arrived in 1 round (1): the last model was kept" in said
 
 
 def test_the_table_fits_80_columns():

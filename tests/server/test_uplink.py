@@ -7,11 +7,12 @@ from command import SMALL
 from flwr.app import Context, RecordDict
 
 from fedfusion.apps import client_app, server_app
-from fedfusion.channels import Awgn, Ideal, Mimo
+from fedfusion.channels import Awgn, Ideal
 from fedfusion.config import resolve, to_json
 from fedfusion.federation.inline import InlineGrid
 from fedfusion.lora.payload import Payload
 from fedfusion.server.uplink import Uplink, decibel, fused_fidelity
+from fedfusion.types import RunFailed
 
 
 def run(folder, *overrides):
@@ -33,7 +34,8 @@ def test_the_record_says_what_happened_to_each_client_and_module(layout, updates
     error, power = (received.vectors - updates.vectors).square(), updates.vectors.square()
     whole = slice(layout.offsets[0], layout.offsets[2])  # the entries of module x
     expected = decibel(float(error[:, whole].sum() / power[:, whole].sum()))
-    assert record["layers"]["x"] == pytest.approx(expected, abs=1e-4)
+    assert record["layers"]["x"]["nmse_db"] == pytest.approx(expected, abs=1e-4)
+    assert 0.3 < record["layers"]["y"]["cosine"] < 0.9 and 0.5 < record["layers"]["y"]["sign_agreement"] < 0.9
     assert record["product_nmse_db"] > -10 and record["kappa"] > 0
 
 
@@ -41,7 +43,8 @@ def test_without_errors_there_is_nothing_to_report_in_decibel(layout, updates, r
     uplink = Uplink(Ideal(), Payload("factors", layout))
     received, report = uplink(updates, rng)
     record = uplink.record(updates, received, report)
-    assert received is updates and record["mean"] == {"nmse_db": None} and record["layers"] == {"x": None, "y": None}
+    assert received is updates and record["mean"] == {"nmse_db": None}
+    assert [module["nmse_db"] for module in record["layers"].values()] == [None, None]
 
 
 def test_a_fused_vector_is_compared_in_product_space(layout, updates):
@@ -89,10 +92,50 @@ def test_what_is_not_sent_costs_no_air_time(tmp_path):
     assert times["[2]"] < 0.6 * times["null"]
 
 
-def test_symbols_that_are_drowned_are_worse_than_none(tmp_path):
-    """Without a guard, so that what a raw receiver lets through is what is fused."""
-    guard = ["guard.clip=inf", "guard.refuse=inf", "rounds=1", "channel=mimo", "channel.receiver.erase_above_db=null"]
-    jammer = ["channel.jammer.objective=barrage", "channel.jammer.jsr_db=40"]
-    metrics = run(tmp_path, *guard, *jammer, "channel.receiver.shrink=false")
-    assert metrics["rounds"][0]["nmse_db"] > 20
-    assert isinstance(Mimo().receiver.shrink, bool)
+def test_without_errors_the_product_is_what_the_factors_are(tmp_path):
+    """Through the default guard, with ranks of their own, round after round: only the gauge of the factors differs."""
+    seen = {}
+    for payload in ("factors", "product"):
+        metrics = run(tmp_path / payload, "channel=ideal", f"payload={payload}", "client.ranks=[2,4]", "rounds=1")
+        seen[payload] = metrics["rounds"][-1]
+    assert seen["product"]["clipped"] == seen["factors"]["clipped"]
+    assert seen["product"]["uplink"]["product_nmse_db"] < -60
+    assert {m["nmse_db"] for m in seen["product"]["uplink"]["layers"].values()} == {None}
+    for stage, mean in seen["factors"]["mean"].items():
+        assert seen["product"]["mean"][stage] == pytest.approx(mean, abs=0.02), stage
+
+
+def test_sums_over_the_air_are_compared_with_the_means_that_were_meant(tmp_path):
+    clear = ["channel=aircomp", "channel.snr_db=inf", "channel.truncation_threshold=1e-9", "method=ffa_lora"]
+    uplink = run(tmp_path, *clear, "fusion=task_arithmetic", "rounds=1")["rounds"][0]["uplink"]
+    assert uplink["product_nmse_db"] < -60 and all(
+        (module["nmse_db"] or -math.inf) < -60 for module in uplink["layers"].values()
+    )
+
+
+@pytest.mark.parametrize("how", [["channel=mimo", "channel.deadline_s=1e-6"], ["channel=aircomp", "payload=product"]])
+def test_an_upload_that_is_no_number_does_not_end_the_run(how, tmp_path):
+    faults = ["client._target_=faulty.Faulty", "+client.faults={0:huge}", "rounds=1", "suite.clients_per_task=3"]
+    metrics = run(tmp_path, *faults, *how)
+    assert "0" in metrics["rounds"][0]["dropped"]
+
+
+def test_a_lost_round_that_clients_measure_has_no_personal_score(tmp_path):
+    lost = run(tmp_path, "channel=mimo", "channel.deadline_s=1e-6", "evaluation=clients", "rounds=1")
+    assert "personal" not in lost["rounds"][0]["mean"] and lost["clients"] == {}
+
+
+def test_losing_more_than_min_clients_allows_keeps_the_model_and_refusing_them_ends_the_run(tmp_path):
+    one_group = "channel.deadline_s=0.003"  # the second pair is late
+    late = ["channel=mimo", "channel.group_size=2", one_group, "min_clients=3", "rounds=1"]
+    (record,) = run(tmp_path / "late", *late)["rounds"]
+    assert record["believed"] == 2 and not record["learnt"] and record["mean"]["fused_received"] is not None
+    refused = ["client._target_=faulty.Faulty", "+client.faults={0:huge,1:huge}", "min_clients=4", "rounds=1"]
+    with pytest.raises(RunFailed, match="min_clients=4"):
+        run(tmp_path / "refused", "channel=mimo", *refused)
+
+
+@pytest.mark.parametrize("coupling", ["stacking", "laplacian", "average"])
+def test_any_coupling_survives_a_lost_round(coupling, tmp_path):
+    lost = run(tmp_path, "channel=mimo", "channel.deadline_s=1e-6", f"coupling={coupling}")
+    assert [record["learnt"] for record in lost["rounds"]] == [False, False]
