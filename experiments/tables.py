@@ -150,8 +150,8 @@ def wireless(results: dict) -> str:
     jsrs = [None, -10.0, -5.0, 0.0, 5.0, 10.0, 15.0, 20.0]
     rows = [
         prose(
-            f"""Eight users on eight antennas at 10 dB SNR: sum rate in bit per channel use, and NMSE of a parameter in
-            dB, by JSR; {results["draws"]:,} draws of the channel, in brackets the reference from 400
+            f"""Eight users on eight antennas at 10 dB SNR: sum capacity in bit per channel use, and NMSE of a parameter
+            in dB, by JSR; {results["draws"]:,} draws of the channel, in brackets the reference from 400
             (`python -m experiments.wireless.table`):"""
         ),
         "",

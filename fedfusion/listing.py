@@ -26,7 +26,7 @@ def describe(group: str, name: str) -> str:
     if name not in found[group]:
         raise ConfigErrors([f"no '{name}' in {group}/ ({nearest(name, found[group])})"])
     text = (CONF / group / f"{name}.yaml").read_text()
-    return f"{text}\n{_documentation(group, name)}".rstrip()
+    return "\n\n".join([f"{text}\n{_documentation(group, name)}".rstrip(), *_parts(group, name)])
 
 
 def _row(group: str, name: str) -> dict[str, str]:
@@ -46,3 +46,11 @@ def _documentation(group: str, name: str) -> str:
     nested = OmegaConf.select(node, f"{group}._target_")  # where the package is global
     target = nested or OmegaConf.select(node, "_target_")
     return inspect.getdoc(get_object(target)) or "" if target else ""
+
+
+def _parts(group: str, name: str) -> list[str]:
+    """The documentation of what an option is built of, each under its key."""
+    node = OmegaConf.load(CONF / group / f"{name}.yaml")
+    parts = {} if "_target_" in node else OmegaConf.select(node, group) or {}
+    targets = {key: part["_target_"] for key, part in parts.items() if OmegaConf.is_dict(part) and "_target_" in part}
+    return [f"{group}.{key}\n\n{inspect.getdoc(get_object(target))}" for key, target in targets.items()]

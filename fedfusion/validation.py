@@ -5,7 +5,7 @@ import inspect
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
@@ -63,7 +63,8 @@ def refused(node: DictConfig) -> list[str]:
     try:
         instantiate(node, _convert_="all")
     except HydraException as error:
-        return str(error.__cause__ or error).strip().splitlines()[:1]
+        said = str(error.__cause__ or error).strip().splitlines()
+        return said if isinstance(error.__cause__, FedfusionError) else said[:1]
     return []
 
 
@@ -111,12 +112,16 @@ def _check_types(prefix: str, callable_: Any, given: Mapping[Any, Any]) -> list[
 
 
 def _type_name(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(map(str, get_args(hint)))}"
     return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "").replace("collections.abc.", "")
 
 
 def nearest(name: str, valid: Sequence[str]) -> str:
     """The valid name that looks most like `name`, as a question, or all of them."""
-    matches = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+    group, _, tail = name.partition(".")
+    deeper = [v for v in valid if v.startswith(f"{group}.") and v.endswith(f".{tail}")]  # the right key, one level up
+    matches = deeper or difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
     if not matches:  # a misspelt last part under the right parent, or the other way round
         tails = {v.rpartition(".")[2]: v for v in valid}
         matches = [tails[m] for m in difflib.get_close_matches(name.rpartition(".")[2], list(tails), n=1)]

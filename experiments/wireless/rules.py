@@ -99,8 +99,12 @@ def plot(cells: list[dict], ideal: float) -> plt.Figure:
                 spread = [float(torch.tensor(values[jsr]).std(correction=0)) for jsr in jammed]
                 axes.errorbar(jammed, means, spread, marker="o", markersize=3, capsize=2, label=rule, color=colour)
             axes.axhline(ideal, color="#999999", linestyle="--", linewidth=0.8)
-            axes.set(title=knowledge, xlabel="JSR in dB")
+            axes.set(title=f"MMSE, {knowledge}", xlabel="JSR in dB")
         panels[0].set(ylabel="mean test accuracy, fused", ylim=(0, 1))
+        figure.suptitle(
+            "digits8, SNR 10 dB, worst jammer for each receiver; dashed: no noise; bars: standard deviation over seeds",
+            fontsize=9,
+        )
         panels[0].legend(loc="lower left", fontsize=8)
     return figure
 

@@ -23,27 +23,27 @@ DRAWS, REFERENCE_DRAWS = 4000, 400
 JSR_DB = (-math.inf, -10.0, -5.0, 0.0, 5.0, 10.0, 15.0, 20.0)
 # measure: (receiver, jammer, {jsr_db: reference}); rates in bit per channel use, errors in dB
 ROWS = {
-    "sum rate, barrage": (
+    "sum capacity, barrage": (
         "aware", "barrage",
         {-math.inf: 41.5, -10: 34.5, -5: 27.5, 0: 19.1, 5: 11.4, 10: 5.7, 15: 2.4, 20: 0.9},
     ),
-    "sum rate, worst": (
+    "sum capacity, worst": (
         "aware", "sum_rate",
         {-10: 34.2, -5: 27.0, 0: 18.4, 5: 10.5, 10: 4.9, 15: 1.9, 20: 0.6},
     ),
-    "error, barrage": (
+    "aware error, barrage": (
         "aware", "barrage",
         {-math.inf: -9.9, -10: -8.4, 0: -5.1, 10: -1.8, 20: -0.3},
     ),
-    "error, worst for it": (
+    "aware error, worst": (
         "aware", "mse",
         {-10: -7.5, 0: -4.7, 10: -1.7, 20: -0.2},
     ),
-    "error, worst for the rate": (
+    "aware error, worst for the capacity": (
         "aware", "sum_rate",
         {-10: -8.9, 0: -5.4, 10: -1.7, 20: -0.3},
     ),
-    "error, strongest user": (
+    "aware error, worst for the strongest user": (
         "aware", "strongest_user",
         {-10: -8.8, 0: -7.8, 10: -6.9, 20: -6.6},
     ),
@@ -90,7 +90,7 @@ def measure(name: str, seed: int) -> list[dict[str, float | None]]:
         if jsr_db not in reference and (math.isinf(jsr_db) or not name.startswith("sum")):
             continue
         rates, errors = draw(receiver, objective, jsr_db, seed)
-        values = rates if name.startswith("sum rate") else errors
+        values = rates if name.startswith("sum") else errors
         if receiver == "zf":  # the mean is infinite: the median, its error by the binomial spread of its rank
             ranked, half = values.sort()[0], DRAWS // 2
             spread = round(DRAWS**0.5 / 2)
@@ -120,8 +120,8 @@ def plot(rows: dict[str, list[dict[str, float | None]]]) -> plt.Figure:
             (line,) = axes.plot([c["jsr_db"] for c in jammed], [c["value"] for c in jammed], label=name)
             known = [c for c in jammed if "reference" in c]
             axes.plot([c["jsr_db"] for c in known], [c["reference"] for c in known], "x", color=line.get_color())
-        left.set(xlabel="JSR in dB", ylabel="sum rate in bit per channel use", ylim=0)
-        right.set(xlabel="JSR in dB", ylabel="NMSE in dB")
+        left.set(xlabel="JSR in dB", ylabel="sum capacity in bit per channel use", ylim=0, title="crosses: reference")
+        right.set(xlabel="JSR in dB", ylabel="NMSE in dB (zero forcing: median)", title="crosses: reference")
         right.axhline(0, color="#999999", linewidth=0.8)
         left.legend()
         right.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))

@@ -191,9 +191,11 @@ class Mimo:
             gaps.append(jamming.gap)
             energies.append(jamming.energy)
         columns = {name: torch.cat([figures[name] for figures in groups]).tolist() for name in groups[0]}
+        columns["snr"] = powers.tolist()
         columns["energy_j"] = [10 ** (self.tx_power_dbm / 10 - 3) * time_s for time_s in columns["air_time_s"]]
         fates = zip(columns.pop("reported_nmse"), columns["latency_s"], columns["erased_share"], strict=True)
         reasons = [self._lost(*fate) for fate in fates]
+        columns["erased_share"] = [1.0 if why else s for why, s in zip(reasons, columns["erased_share"], strict=True)]
         report = ChannelReport(
             per_client=fidelity(sent, received, sizes) | {name: tuple(values) for name, values in columns.items()},
             erased={client: why for client, why in zip(updates.clients, reasons, strict=True) if why},
@@ -312,6 +314,10 @@ class Mimo:
             "bler": torch.tensor([one.bler for one in delivered]),
             "erased_share": torch.tensor([one.erased_share for one in delivered]),
             "bits": torch.tensor([one.bits + SIDE_BITS for one in delivered]),
+            "mcs": torch.tensor(codes),
+            "goodput": torch.tensor(
+                [one.bits * (1 - float(one.lost.double().mean())) / n for one, n in zip(delivered, uses, strict=True)]
+            ),
         }
         return self._figures(link, uses) | packed, jamming
 
@@ -330,7 +336,7 @@ class Mimo:
         rate = (1 + sinr).log2().sum(-1, keepdim=True)
         symbol_rate = self.bandwidth_hz * (1 - self.overhead) * link.data / (link.data + self._reserved)
         return {
-            "sinr": link.mean(sinr, uses),
+            "sinr": link.mean(sinr.log(), uses).exp(),
             "rate": link.mean(rate, uses),
             "outage": link.mean((rate < self.outage_rate).double(), uses),
             "air_time_s": torch.tensor(uses) / symbol_rate,

@@ -85,7 +85,7 @@ class Tr38901:
         if find_spec("sionna") is None:
             raise FedfusionError(
                 f"channel.fading: {self.model} needs sionna-no-rt, which is not installed: "
-                "pip install 'fedfusion[phy]' (or choose channel.fading._target_=fedfusion.channels.Flat)"
+                "pip install 'fedfusion[phy]' (or choose fading=rayleigh)"
             )
 
     def draw(self, blocks: int, users: int, num_rx_ant: int, num_tx_ant: int, rng: torch.Generator) -> Tensor:

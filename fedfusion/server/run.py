@@ -29,7 +29,18 @@ from fedfusion.tracking import Jsonl, Terminal
 from fedfusion.types import FedfusionError
 
 SCHEMA_VERSION = 1
-PACKAGES = ("fedfusion", "flwr", "torch", "peft", "transformers", "datasets", "flwr-datasets", "hydra-core", "ray")
+PACKAGES = (
+    "fedfusion",
+    "flwr",
+    "torch",
+    "peft",
+    "transformers",
+    "datasets",
+    "flwr-datasets",
+    "hydra-core",
+    "ray",
+    "sionna-no-rt",
+)
 
 
 def serve(grid: Grid, experiment_json: str) -> None:

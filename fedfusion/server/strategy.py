@@ -122,6 +122,9 @@ class RoundStrategy(Strategy):
         if learnt:
             coupling, discarded = self._learn(self.uplink.uploads(believed, sent), server_round)
 
+        heard = set(intact.clients) - set(report.erased)
+        arrived = [nmse for c, nmse in zip(sent.clients, report.nmse, strict=True) if c in heard]
+
         state.single_task |= self._single_task(intact)
         state.personal |= self._personal()
         scores = {
@@ -140,9 +143,7 @@ class RoundStrategy(Strategy):
             "clipped": sorted(guarded.clipped),
             "byzantine": [client for client in self.byzantine if client in trained.clients],
             "train_loss": _mean([m["train_loss"] for m in intact.metrics]),
-            "nmse_db": decibel(
-                _mean([nmse for c, nmse in zip(sent.clients, report.nmse, strict=True) if c in intact.clients])
-            ),
+            "nmse_db": decibel(_mean(arrived)) if arrived else None,
             "uplink": self.uplink.record(sent, received, report)
             | {"fused": fused_fidelity(self.evaluator.model.layout, fused_clean.adapter, state.fused)},
             "coupling": coupling,

@@ -14,7 +14,8 @@ from fedfusion.lora.payload import Payload
 from fedfusion.lora.product import distances, gram, kappa, outside
 from fedfusion.types import Channel, ChannelReport, Layout, Updates
 
-LINEAR = ("nmse", "expected_nmse", "sinr")  # reported in dB
+LINEAR = ("nmse", "expected_nmse", "snr", "sinr")  # reported in dB
+RECEIVED = ("nmse", "expected_nmse", "cosine", "sign_agreement")  # means are over what was received
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,9 @@ class Uplink:
         return self.payload.uploads(believed, sent)
 
     def record(self, sent: Updates, received: Updates, report: ChannelReport) -> dict[str, Any]:
-        """Everything there is to say of one round, for people: ratios in dB, means taken before that.
+        """Everything there is to say of one round, for people: ratios in dB.
+
+        Means of errors are linear and over the clients that were received, of SNR and SINR in dB, over all.
 
         `layers` compares each module over all clients that were received, as it was sent; `product_nmse_db` the
         changes of the products; `kappa` says what noise on the factors does to those, see
@@ -47,16 +50,21 @@ class Uplink:
         meant = self.payload.pack(kept) if self.payload.kind == "product" else kept
         if self.channel.superposes:
             meant = _task_means(meant)
+        fates = [v for v, c in zip(columns.get("nmse", []), sent.clients, strict=True) if c in heard]
         finite = received.vectors.isfinite().all(1)
         arrived = self.uploads(received.keep(torch.nonzero(finite)[:, 0].tolist()), sent)
-        means = {name: _mean(values) for name, values in columns.items()}
+        means = {
+            name: _mean([v for v, c in zip(values, sent.clients, strict=True) if name not in RECEIVED or c in heard])
+            for name, values in columns.items()
+        }
+        means |= {name: _geometric(columns[name]) for name in ("snr", "sinr") if name in columns}
         return {
             "clients": {
                 str(client): {_name(name): _shown(name, value) for name, value in figures.items()}
                 for client, figures in zip(sent.clients, of_client, strict=True)
             },
             "mean": {_name(name): _shown(name, value) for name, value in means.items()},
-            "nmse_median_db": decibel(median(columns["nmse"])) if columns.get("nmse") else None,
+            "nmse_median_db": decibel(median(fates)) if fates else None,
             "layers": _layers(meant, received.vectors),
             "product_nmse_db": decibel(
                 _mean(self._product_nmse(meant.keep(torch.nonzero(finite)[:, 0].tolist()), arrived))
@@ -123,6 +131,12 @@ def _shown(name: str, value: float | None) -> float | None:
     if name in LINEAR:
         return decibel(value)
     return value if value is not None and isfinite(value) else None
+
+
+def _geometric(values: Sequence[float]) -> float | None:
+    """The mean in dB, as a ratio."""
+    positive = [log10(value) for value in values if value > 0]
+    return 10 ** (sum(positive) / len(positive)) if positive else None
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -144,7 +144,7 @@ assert torch.equal(torch.get_rng_state(), before)
 def test_without_sionna_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr(phy, "find_spec", lambda name: None)
     with pytest.raises(
-        FedfusionError, match=r"TDL-A needs sionna-no-rt.*pip install 'fedfusion\[phy\]'.*channels\.Flat"
+        FedfusionError, match=r"TDL-A needs sionna-no-rt.*pip install 'fedfusion\[phy\]'.*fading=rayleigh"
     ):
         Tr38901("TDL-A")
 
