@@ -3,7 +3,7 @@ import math
 import pytest
 
 from fedfusion.config import CONF, Experiment, build, groups, resolve, to_json
-from fedfusion.listing import listing
+from fedfusion.listing import describe, listing
 from fedfusion.validation import ConfigErrors
 
 REFUSED = {  # offline, nothing of it in the cache; or by itself
@@ -144,3 +144,16 @@ def test_what_is_wrong_is_said_in_one_sentence_each(arguments, sentences):
     assert len(caught.value.errors) == len(sentences)
     for sentence, error in zip(sentences, caught.value.errors, strict=True):
         assert sentence in error
+
+
+def test_what_an_option_is_built_of_is_documented_with_it():
+    text = describe("channel", "mimo")
+    for part in (
+        "channel.jammer\n",
+        "channel.receiver\n",
+        "channel.packet\n",
+        "duty_cycle",
+        "num_silent",
+        "target_bler",
+    ):
+        assert part in text

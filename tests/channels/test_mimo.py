@@ -262,3 +262,41 @@ def test_packets_with_cancellation_lose_what_was_decoded_after_a_loss():
 def test_what_has_no_meaning_is_refused(values, words):
     with pytest.raises(FedfusionError, match=words):
         Mimo(**values)
+
+
+def test_silence_to_learn_from_costs_air_time_and_must_fit():
+    sample, genie = (figures(Mimo(receiver=Receiver(knowledge=k)))[1]["air_time_s"][0] for k in ("sample", "genie"))
+    assert float(sample / genie) == pytest.approx(168 / (168 - 32))
+    with pytest.raises(FedfusionError, match="coherence_block=32 leaves no room"):
+        Mimo(coherence_block=32, receiver=Receiver(knowledge="sample"))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"fading": Flat(k_factor_db=9.0)},
+        {"coherence_block": None},
+        {"receiver": Receiver("sic"), "coherence_block": 168},
+        {"jammer": Jammer(objective="barrage", jsr_db=0.0), "pilots": 16},
+    ],
+    ids=["rayleigh", "rician", "one draw", "sic", "pilots"],
+)
+def test_link_adaptation_keeps_near_its_target(values):
+    losses = []
+    for seed in range(6):
+        _, seen = figures(Mimo(**({"level": "packet", "coherence_block": 2016, "group_size": 4} | values)), seed=seed)
+        losses.append(seen["bler"].mean())
+        assert (seen["goodput"] <= seen["rate"]).all() and (seen["mcs"] >= 0).all()
+    assert sum(losses) / 6 < 0.15
+
+
+def test_bad_blocks_of_an_upload_do_not_condemn_the_packets_that_arrived():
+    jammer = Jammer(objective="barrage", jsr_db=30.0, duty_cycle=0.02)
+    received, report = Mimo(level="packet", jammer=jammer, coherence_block=2016)(uploads(d=200_000), rng())
+    assert report.erased == {} and len(received) == 8
+
+
+def test_nothing_sent_is_nothing_received():
+    received, report = Mimo()(uploads().keep([]), rng())
+    assert len(received) == 0 and report.erased == {}
