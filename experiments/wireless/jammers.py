@@ -63,7 +63,7 @@ def plot(cells: dict[str, dict[str, list[dict]]]) -> plt.Figure:
             axes.set(ylabel="NMSE in dB")
         handles, labels = panels[0, 0].get_legend_handles_labels()
         figure.suptitle("8 antennas, 8 clients, SNR 10 dB; lines: theory, crosses: symbols", fontsize=9)
-        figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     return figure
 
 

@@ -36,7 +36,7 @@ class Scene:
     power
         Mean received power per antenna of one user, the reference of the JSR.
     filters : [B, L, N_r]
-        `W`: the receive filters, designed as if nobody jammed.
+        `W`: the receive filters, designed as if nobody jammed; None where no jammer asks for them.
     block, pilots
         Symbols per coherence block, and how many of them are pilots; 0: the receiver knows the channel.
     """
@@ -45,7 +45,7 @@ class Scene:
     users: Tensor
     noise: float
     power: float
-    filters: Tensor
+    filters: Tensor | None
     block: int
     pilots: int
 
@@ -177,7 +177,8 @@ class Jammer:
             path = None
             if self.num_ant is not None:
                 path = torch.randn(len(rows), num_rx, self.num_ant, dtype=received.dtype, generator=rng)
-            known = mean or replace(scene, streams=scene.streams[rows], filters=scene.filters[rows])
+            filters = None if scene.filters is None else scene.filters[rows]
+            known = mean or replace(scene, streams=scene.streams[rows], filters=filters)
             z, missed = self._choose(known, power, path)
             received[rows] = z if path is None else path @ z @ path.mH
             spent += float(z.diagonal(dim1=1, dim2=2).real.sum(1).expand(len(rows)).sum())
@@ -198,6 +199,7 @@ class Jammer:
             return (torch.eye(num_ant, dtype=f.dtype) * (power / num_ant)).expand(blocks, -1, -1), 0.0
         budget = torch.full((blocks,), power, dtype=torch.float64)
         if self.objective == "fixed_filter":
+            assert scene.filters is not None
             z, m = fixed_filter(scene.filters, budget, path)
             return z, float(duality_gap(m, z, budget).max())
         if self.objective == "strongest_user":
@@ -235,4 +237,4 @@ def _mean(scene: Scene) -> Scene:
         root = torch.linalg.qr(rows, mode="r")[1].mH / len(scene.streams) ** 0.5
         streams.append(root)
         users.append(user.expand(root.shape[1]))
-    return replace(scene, streams=torch.cat(streams, 1)[None], users=torch.cat(users), filters=scene.filters[:1])
+    return replace(scene, streams=torch.cat(streams, 1)[None], users=torch.cat(users), filters=None)

@@ -223,7 +223,8 @@ class Mimo:
         users = torch.arange(len(powers)).repeat_interleave(self.num_streams)
         # packets are decoded in an order that holds for all of them, symbols need none but the present
         order = powers.argsort(descending=True, stable=True) if self.level == "packet" else None
-        unjammed, _, _ = self.receiver.design(streams, thermal, order)
+        fixed = self.jammer.objective == "fixed_filter"
+        unjammed = self.receiver.design(streams, thermal, order)[0] if fixed else None
         scene = Scene(streams, users, NOISE, reference, unjammed, data + self._reserved, self.pilots)
         jamming = self.jammer(scene, rng)
         covariance = thermal + jamming.covariance

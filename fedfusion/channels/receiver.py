@@ -166,8 +166,8 @@ class Receiver:
 
 
 def complex_normal(shape: Sequence[int], rng: torch.Generator) -> Tensor:
-    """Circular complex Gaussians of unit variance, complex128."""
-    return torch.randn(*shape, generator=rng, dtype=torch.complex128)
+    """Circular complex Gaussians of unit variance, drawn in single precision, complex128 for what follows."""
+    return torch.randn(*shape, generator=rng, dtype=torch.complex64).to(torch.complex128)
 
 
 def _mmse(streams: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
