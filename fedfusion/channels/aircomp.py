@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from fedfusion.channels.fidelity import fidelity
+from fedfusion.channels.levels import SIDE_BITS
 from fedfusion.types import ChannelReport, FedfusionError, Updates
 
-SIDE_BITS = 32  # the RMS of a task vector, one float32
 TINY = torch.finfo(torch.float64).tiny
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from fedfusion.channels.packet import Delivered, Packet
 from fedfusion.channels.receiver import Filtered
 
+SIDE_BITS = 32  # the RMS of a task vector, one float32
 CHUNK = 10_000  # symbols of a stream that are held at once
 Step = Callable[[Tensor, slice], Tensor]
 

@@ -11,14 +11,13 @@ from torch import Tensor
 from fedfusion.channels.fading import Fading, Flat
 from fedfusion.channels.fidelity import fidelity
 from fedfusion.channels.jammer import Jammer, Jamming, Scene
-from fedfusion.channels.levels import Link, analog, equivalent, packets
+from fedfusion.channels.levels import SIDE_BITS, Link, analog, equivalent, packets
 from fedfusion.channels.packet import Packet
 from fedfusion.channels.path_loss import UMi
 from fedfusion.channels.receiver import Receiver, complex_normal
 from fedfusion.types import ChannelReport, FedfusionError, Updates
 
 NOISE = 1.0  # powers are in units of the thermal noise at one receive antenna
-SIDE_BITS = 32  # the RMS of a task vector, one float32
 SOUNDED = 64  # coherence blocks from which a packet's modulation and coding scheme is chosen
 
 

@@ -43,7 +43,7 @@ class Payload:
         if self.kind == "product":
             start, trained = self._products(updates.start), self._products(updates.start + updates.vectors)
             return replace(updates, layout=self._product_layout, start=start, vectors=trained - start)
-        if self.kind == "factors" and self.ranks is None:
+        if self._whole:
             return updates
         columns = [self._columns(client) for client in updates.clients]
         sizes = tuple(map(len, columns))
@@ -54,7 +54,7 @@ class Payload:
 
     def unpack(self, received: Updates) -> Updates:
         """What was received, for the guard to judge: factors by entry, or changes of products as they are."""
-        if self.kind == "product" or (self.kind == "factors" and self.ranks is None):
+        if self.kind == "product" or self._whole:
             return received
         vectors = torch.zeros(len(received), self.layout.dim)
         for row, client in enumerate(received.clients):
@@ -72,6 +72,11 @@ class Payload:
         for row, client in enumerate(believed.clients):
             vectors[row] = self._adapter(believed.start[row] + believed.vectors[row], client) - start[row]
         return replace(believed, layout=self.layout, start=start, vectors=vectors)
+
+    @property
+    def _whole(self) -> bool:
+        """Whether uploads are sent entry by entry, as they are."""
+        return self.kind == "factors" and self.ranks is None
 
     @cached_property
     def _product_layout(self) -> Layout:

@@ -51,8 +51,8 @@ class Uplink:
         if self.channel.superposes:
             meant = _task_means(meant)
         fates = [v for v, c in zip(columns.get("nmse", []), sent.clients, strict=True) if c in heard]
-        finite = received.vectors.isfinite().all(1)
-        arrived = self.uploads(received.keep(torch.nonzero(finite)[:, 0].tolist()), sent)
+        finite = torch.nonzero(received.vectors.isfinite().all(1))[:, 0].tolist()
+        arrived = self.uploads(received.keep(finite), sent)
         means = {
             name: _mean([v for v, c in zip(values, sent.clients, strict=True) if name not in RECEIVED or c in heard])
             for name, values in columns.items()
@@ -66,9 +66,7 @@ class Uplink:
             "mean": {_name(name): _shown(name, value) for name, value in means.items()},
             "nmse_median_db": decibel(median(fates)) if fates else None,
             "layers": _layers(meant, received.vectors),
-            "product_nmse_db": decibel(
-                _mean(self._product_nmse(meant.keep(torch.nonzero(finite)[:, 0].tolist()), arrived))
-            ),
+            "product_nmse_db": decibel(_mean(self._product_nmse(meant.keep(finite), arrived))),
             "kappa": _mean(kappa(sent.layout, kept.start + kept.vectors).flatten().tolist()),
             "duration_s": max(columns.get("latency_s", []), default=None),
             "jamming": dict(report.jamming),
