@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
-from typing import Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -342,26 +342,91 @@ class Aggregator(Protocol):
     def __call__(self, vectors: Tensor, weights: Tensor) -> Tensor: ...
 
 
-class Fusion(Protocol):
-    """Across tasks: one multi-task vector (`task_vectors: [T, d]`, result `[d]`)."""
-
-    def __call__(self, task_vectors: Tensor, layout: Layout) -> Tensor: ...
-
-
 class Probe(Protocol):
-    """The few-shot root set as the realigner sees it: a loss of the adapter on it."""
+    """A few samples that the server holds, as a function of one vector: an adapter `[d]`, or a fused task vector."""
 
     def __len__(self) -> int: ...
 
-    def loss(self, adapter: Tensor, rows: Tensor) -> Tensor:
-        """Mean loss of `adapter [d]` on the root samples `rows`."""
+    @property
+    def tasks(self) -> Tensor:
+        """Index `[n]` of the task that each sample belongs to."""
+        ...
+
+    def logits(self, vector: Tensor, rows: Tensor) -> Mapping[int, tuple[Tensor, Tensor]]:
+        """For each task among the samples `rows`: logits `[m, C]` and labels `[m]`, differentiable in `vector`."""
+        ...
+
+    def loss(self, vector: Tensor, rows: Tensor) -> Tensor:
+        """Mean cross-entropy on the samples `rows`."""
+        ...
+
+    def entropy(self, vector: Tensor, rows: Tensor) -> Tensor:
+        """Mean entropy of the predictions on the samples `rows`, in nats; it needs no labels."""
+        ...
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a fusion rule may use beside the task vectors.
+
+    Attributes
+    ----------
+    rng
+        The generator of the rule's own draws.
+    nmse : [T]
+        Error of each task vector relative to its power, as the receiver believes; None where nothing is known.
+    probe
+        The server's samples, as a function of the fused vector `[D]`; None where it has none.
+    curvature
+        By entry of the layout: `inputs [T, q, q]` and `gradients [T, p, p]`, the second moments of what goes into
+        the layer and of the loss gradient at its output, in the coordinates of the task vectors; empty where clients
+        send none.
+    """
+
+    rng: torch.Generator
+    nmse: Tensor | None = None
+    probe: Probe | None = None
+    curvature: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+
+class Fusion(Protocol):
+    """Across tasks: one multi-task vector."""
+
+    @property
+    def space(self) -> Literal["core", "left", "right", "dense"]:
+        """The coordinates it works in, see :class:`fedfusion.lora.product.CoreSpace`."""
+        ...
+
+    @property
+    def data(self) -> Literal["none", "unlabelled", "few labels", "client statistics"]:
+        """What it needs beside the task vectors."""
+        ...
+
+    def __call__(self, task_vectors: Tensor, layout: Layout, evidence: Evidence) -> Tensor:
+        """The fused vector `[D]` of `task_vectors [T, D]`, whose entries are one matrix per module."""
+        ...
+
+
+@runtime_checkable
+class Serving(Protocol):
+    """A fusion rule that has something better for a device that knows its task."""
+
+    def served(self, task_vectors: Tensor, layout: Layout, evidence: Evidence) -> Tensor:
+        """One vector per task, `[T, D]`."""
         ...
 
 
 class Realigner(Protocol):
-    """Repairs the fused adapter (`fused: [d]`, `task_vectors: [T, D]` in product space) with a few samples."""
+    """Repairs the fused adapter with a few samples."""
 
-    def __call__(self, fused: Tensor, task_vectors: Tensor, probe: Probe, rng: torch.Generator) -> Tensor: ...
+    @property
+    def needs_tasks(self) -> bool:
+        """Whether it learns from the adapters of the single tasks, as received."""
+        ...
+
+    def __call__(self, fused: Tensor, tasks: Tensor, probe: Probe, rng: torch.Generator) -> Tensor:
+        """The repaired adapter `[d]` of `fused [d]`; `tasks [T, d]` are adapters (`[0, d]` unless `needs_tasks`)."""
+        ...
 
 
 class Regularizer(Protocol):

@@ -1,6 +1,7 @@
 """A short supervised tune of the fused adapter on a few labelled samples."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -27,6 +28,8 @@ class FewShot:
     https://arxiv.org/abs/2411.18220 (its step counts and rates are not published; these are ours)
     """
 
+    needs_tasks: ClassVar[bool] = False
+
     steps: int = 30
     lr: float = 3e-4
     batch_size: int = 64
@@ -40,7 +43,7 @@ class FewShot:
                 f"got {self.steps}, {self.batch_size}"
             )
 
-    def __call__(self, fused: Tensor, task_vectors: Tensor, probe: Probe, rng: torch.Generator) -> Tensor:
+    def __call__(self, fused: Tensor, tasks: Tensor, probe: Probe, rng: torch.Generator) -> Tensor:
         """Return the tuned adapter `[d]`."""
         adapter = fused.clone().requires_grad_()
         optimizer = torch.optim.AdamW([adapter], lr=self.lr, weight_decay=0.0)

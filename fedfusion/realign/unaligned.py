@@ -1,6 +1,7 @@
 """No realignment."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,6 +13,8 @@ from fedfusion.types import Probe
 class Unaligned:
     """The fused adapter as it is: plain multi-task model fusion, the baseline of R-MTLLMF."""
 
-    def __call__(self, fused: Tensor, task_vectors: Tensor, probe: Probe, rng: torch.Generator) -> Tensor:
+    needs_tasks: ClassVar[bool] = False
+
+    def __call__(self, fused: Tensor, tasks: Tensor, probe: Probe, rng: torch.Generator) -> Tensor:
         """Return `fused` unchanged."""
         return fused
