@@ -55,6 +55,7 @@ def train(message: Message, context: Context) -> Message:
     own = {client: experiment.suite.tasks.index(experiment.suite.task_of(client)) for client in _ids(facts)}
     metrics: dict[str, Any] = {name: [] for name in ("num_examples", "train_loss", "accuracy", "loss")}
     arrays: dict[str, np.ndarray] = {"vectors": np.zeros((0, model.layout.dim), np.float32)}
+    statistics: dict[str, np.ndarray] = {}
     failed: dict[int, str] = {}
     try:
         if "merged" in tensors:
@@ -82,17 +83,21 @@ def train(message: Message, context: Context) -> Message:
             score = evaluate(model, job.start + result.update, test, result.head)
             if experiment.client.train_head and isinstance(result.head, PrototypeHead):
                 arrays[f"head.{job.client}"] = result.head.to_tensor().numpy()
+            for module, (inputs, gradients) in result.curvature.items():
+                statistics[f"{job.client}.inputs.{module}"] = inputs.numpy()
+                statistics[f"{job.client}.gradients.{module}"] = gradients.numpy()
             values = (len(job.data), result.loss, score["accuracy"], score["loss"])
             for name, value in zip(metrics, values, strict=True):
                 metrics[name].append(float(value))
     except Exception as error:
         logging.getLogger("fedfusion").exception("clients %s", _ids(facts))
         failed = dict.fromkeys(_ids(facts), f"{type(error).__name__}: {error}")
-        arrays = {"vectors": np.zeros((0, model.layout.dim), np.float32)}
+        arrays, statistics = {"vectors": np.zeros((0, model.layout.dim), np.float32)}, {}
         metrics = {name: [] for name in metrics}
     content = RecordDict(
         {
             "arrays": ArrayRecord({name: Array(array) for name, array in arrays.items()}),
+            "statistics": ArrayRecord({name: Array(array) for name, array in statistics.items()}),
             "metrics": MetricRecord(metrics),
             "config": ConfigRecord(
                 {

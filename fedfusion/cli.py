@@ -61,6 +61,59 @@ def run(overrides: Overrides = None, resume: Resume = None, as_json: AsJson = Fa
 
 
 @app.command()
+def merge(
+    arguments: Annotated[
+        list[str], typer.Argument(help="PEFT folders or hub ids, and overrides, e.g. A B fusion=ties rank=16 seed=1")
+    ],
+    out: Annotated[Path, typer.Option(help="The folder to write, which must not exist.")],
+    per_task: Annotated[
+        bool, typer.Option("--per-task", help="Also write what the rule has for devices that know their task.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Fuse LoRA adapters that exist already into one, without their base model and without a federation."""
+    with _plain_errors():
+        from fedfusion.offline import card
+        from fedfusion.offline.merge import merge
+
+        _without_bars()
+        sources = [text for text in arguments if "=" not in text or Path(text).is_dir()]
+        facts = merge(sources, [text for text in arguments if text not in sources], out, per_task)
+    if as_json:
+        typer.echo(json.dumps(facts))
+        return
+    card.show_merge(facts)
+    typer.echo(f"\n{out}: {' '.join(sorted(path.name + '/' * path.is_dir() for path in out.iterdir()))}")
+
+
+@app.command()
+def evaluate(
+    adapter: Annotated[str, typer.Argument(help="A PEFT folder with a LoRA, or a hub id.")],
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Write the results as JSON into this file, too.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a LoRA adapter on the test sets of a suite, beside its base model."""
+    with _plain_errors():
+        from fedfusion.offline import card
+        from fedfusion.offline.evaluate import evaluate
+        from fedfusion.server.checkpoint import write_atomically
+        from fedfusion.types import FedfusionError
+
+        if out and (out.exists() or not out.parent.is_dir()):
+            why = "exists already and is never overwritten" if out.exists() else "is in a folder that does not exist"
+            raise FedfusionError(f"--out {out} {why} (choose another)")
+        _without_bars()
+        results = evaluate(adapter, list(overrides or []))
+    if out:
+        write_atomically(out, json.dumps(results, indent=1) + "\n")
+    if as_json:
+        typer.echo(json.dumps(results))
+        return
+    card.show_evaluation(results)
+
+
+@app.command()
 def validate(overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Check a configuration and report everything that is wrong with it, without loading a model."""
     from fedfusion import config
@@ -147,6 +200,14 @@ def _quiet(log: Path) -> None:
     for name in ("flwr", "transformers", "huggingface_hub", "datasets"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [], True
+
+
+def _without_bars() -> None:
+    """Let nothing but results and errors appear: models load quickly enough without a progress bar."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    warnings.simplefilter("ignore")
 
 
 def _conclude(run_dir: Path, overrides: list[str], as_json: bool) -> None:

@@ -160,7 +160,7 @@ class ChannelReport:
     ----------
     per_client
         Figures by name, one per row sent. All linear: `nmse` (`||received - sent||^2 / ||sent||^2`), `expected_nmse`
-        (as the theory predicts it), `cosine`, `sign_agreement`, `snr`, `sinr` (its mean in dB over the upload), `rate`
+        (as the theory predicts it), `reported_nmse` (as the receiver believes it), `cosine`, `sign_agreement`, `snr`, `sinr` (its mean in dB over the upload), `rate`
         (bit per channel use that the SINR allows), `outage` (share of the channel uses in coherence blocks below the
         outage rate), `mcs` and `bler` (of packets), `goodput` (bit per channel use that were decoded), `erased_share`,
         `bits` (of packets and of side information; analog symbols are none), `air_time_s`, `latency_s` (in virtual
@@ -373,8 +373,10 @@ class Evidence:
     ----------
     rng
         The generator of the rule's own draws.
+    tasks
+        Which of the run's tasks the rows are, by index; empty where they are all, in order.
     nmse : [T]
-        Error of each task vector relative to its power, as the receiver believes; None where nothing is known.
+        Error of each task's upload relative to its power, as the receiver believes; None where nothing is known.
     probe
         The server's samples, as a function of the fused vector `[D]`; None where it has none.
     curvature
@@ -384,6 +386,7 @@ class Evidence:
     """
 
     rng: torch.Generator
+    tasks: tuple[int, ...] = ()
     nmse: Tensor | None = None
     probe: Probe | None = None
     curvature: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)

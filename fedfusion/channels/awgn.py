@@ -61,5 +61,5 @@ class Awgn:
             rms = float(sent[row, :size].double().square().mean().sqrt())  # float64: a wild upload must not overflow
             received[row].mul_(rms * math.sqrt(self.expected_nmse)).add_(sent[row])
         expected = (self.expected_nmse,) * len(updates)
-        figures = fidelity(sent, received, sizes) | {"expected_nmse": expected}
+        figures = fidelity(sent, received, sizes) | {"expected_nmse": expected, "reported_nmse": expected}
         return updates.with_vectors(received), ChannelReport(per_client=figures)

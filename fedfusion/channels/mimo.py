@@ -192,7 +192,7 @@ class Mimo:
         columns = {name: torch.cat([figures[name] for figures in groups]).tolist() for name in groups[0]}
         columns["snr"] = powers.tolist()
         columns["energy_j"] = [10 ** (self.tx_power_dbm / 10 - 3) * time_s for time_s in columns["air_time_s"]]
-        fates = zip(columns.pop("reported_nmse"), columns["latency_s"], columns["erased_share"], strict=True)
+        fates = zip(columns["reported_nmse"], columns["latency_s"], columns["erased_share"], strict=True)
         reasons = [self._lost(*fate) for fate in fates]
         columns["erased_share"] = [1.0 if why else s for why, s in zip(reasons, columns["erased_share"], strict=True)]
         report = ChannelReport(

@@ -5,14 +5,18 @@ products and norms, stacking, truncation, and the *core space*: one common ortho
 which every product of a round is a small matrix, so that any rule on plain vectors is a rule on products.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from fedfusion.types import Layout, Pair
+from fedfusion.types import FedfusionError, Layout, Pair
 
+ROUNDING = 1e-7  # singular values below this share of the largest are lost in single precision
+Space = Literal["core", "left", "right", "dense"]
 Factors = tuple[Tensor, Tensor]  # B [m, r] with the LoRA scale inside, A [r, n]
 
 
@@ -172,19 +176,10 @@ def truncate(pair: Factors, rank: int) -> tuple[Factors, float]:
         :math:`\sum_{i > \text{rank}} s_i^2 / \sum_i s_i^2`.
     """
     b, a = pair
-    q_left, t_left = torch.linalg.qr(b.double())
-    q_right, t_right = torch.linalg.qr(a.double().T)
-    u, s, vt = torch.linalg.svd(t_left @ t_right.T)
-    energy = s.square()
-    kept = min(rank, len(s))
-    root = s[:kept].sqrt()
-    left = (q_left @ u[:, :kept]) * root
-    right = root[:, None] * (vt[:kept] @ q_right.T)
-    padding = rank - kept
-    left = torch.nn.functional.pad(left, (0, padding))
-    right = torch.nn.functional.pad(right, (0, 0, 0, padding))
-    discarded = float(energy[kept:].sum() / energy.sum()) if energy.sum() > 0 else 0.0
-    return (left.to(b.dtype), right.to(a.dtype)), discarded
+    left, right = torch.geqrf(b.double()), torch.geqrf(a.double().T)  # the orthogonal factors are never formed
+    core = left[0][: b.shape[1]].triu() @ right[0][: b.shape[1]].triu().T
+    (u, v), discarded = _balanced(core, rank)
+    return _padded((_rotated(left, u).to(b.dtype), _rotated(right, v.T).T.to(a.dtype)), rank), discarded
 
 
 def accumulate(total: Tensor, target: Layout, vectors: Tensor, weights: Tensor, layout: Layout) -> tuple[Tensor, float]:
@@ -223,48 +218,68 @@ class CoreSpace:
     geometric median of the flattened `M_k` is that of the products in this basis, and linear rules are
     lossless. The result is a LoRA pair again.
 
+    Rules that look at single entries depend on the basis, so there are four :meth:`of` choices:
+
+    - `core`: `U` and `V` as above; coordinates `[p, q]`, `p, q <= min(side, sum of ranks)`.
+    - `left`: `U` are the left singular vectors of the products side by side, :math:`[s B_1 A_1, \dots, s B_n A_n]`,
+      and there is no `V` (KnOTS); coordinates `[p, in]`.
+    - `right`: no `U`, and `V` as in `core`; coordinates `[out, q]`.
+    - `dense`: neither, so that coordinates are the products `[out, in]` themselves.
+
     Attributes
     ----------
     layout
-        Layout of the coordinates: one entry `[p, q]` per module, `p, q <= min(side, sum of ranks)`; then, where
-        adapters have parameters outside every pair, what was learnt of those, as it is.
+        Layout of the coordinates: one entry per module; then, where adapters have parameters outside every pair, what
+        was learnt of those, as it is.
     left, right
-        The bases per module, `U [m, p]` and `V [n, q]`.
+        The bases per module, `U [m, p]` and `V [n, q]`; None is the identity.
     origin : [d_0]
         What the parameters outside every pair started from.
 
     References
     ----------
     Panariello, Marczak et al., "Accurate and Efficient Low-Rank Model Merging in Core Space", NeurIPS 2025,
-    https://arxiv.org/abs/2509.17786
+    https://arxiv.org/abs/2509.17786; Stoica et al., "Model merging with SVD to tie the Knots", ICLR 2025,
+    https://arxiv.org/abs/2410.19735
     """
 
     layout: Layout
-    left: tuple[Tensor, ...]
-    right: tuple[Tensor, ...]
+    left: tuple[Tensor | None, ...]
+    right: tuple[Tensor | None, ...]
     origin: Tensor
 
     @classmethod
-    def of(cls, adapters: Layout, vectors: Tensor, initial: Tensor) -> "CoreSpace":
+    def of(cls, adapters: Layout, vectors: Tensor, initial: Tensor, space: Space = "core") -> "CoreSpace":
         """The core space of the rows of `vectors [n, d]`, which were trained from `initial [d]`."""
-        left, right = [], []
+        left: list[Tensor | None] = []
+        right: list[Tensor | None] = []
+        shapes: list[tuple[int, ...]] = []
         for pair in adapters.pairs:
             b, a = factors(adapters, pair, vectors)
-            left.append(_basis(b.transpose(0, 1).flatten(1)))
-            right.append(_basis(a.flatten(0, 1).T))
+            if space == "left":  # A_k^T = Q_k T_k, so the products side by side span what the B_k T_k^T do
+                b = b.double() @ torch.linalg.qr(a.double().mT, mode="r").R.mT
+            u = _basis(b.transpose(0, 1).flatten(1)).to(vectors.dtype) if space in ("core", "left") else None
+            v = _basis(a.flatten(0, 1).T).to(vectors.dtype) if space in ("core", "right") else None
+            shapes.append((b.shape[-2] if u is None else u.shape[1], a.shape[-1] if v is None else v.shape[1]))
+            left.append(u)
+            right.append(v)
         names = tuple(pair.module for pair in adapters.pairs)
-        shapes: tuple[tuple[int, ...], ...] = tuple((u.shape[1], v.shape[1]) for u, v in zip(left, right, strict=True))
         origin = plain(adapters, initial)
         if len(origin):
-            names, shapes = (*names, "plain"), (*shapes, (len(origin),))
-        return cls(Layout(names, shapes), tuple(left), tuple(right), origin)
+            names, shapes = (*names, "plain"), [*shapes, (len(origin),)]
+        return cls(Layout(names, tuple(shapes)), tuple(left), tuple(right), origin)
+
+    @property
+    def rank(self) -> int:
+        """The rank at which an adapter holds any coordinates."""
+        return max((min(self.layout.shapes[i]) for i in range(len(self.left))), default=0)
 
     def project(self, adapters: Layout, vectors: Tensor) -> Tensor:
         """Coordinates `[n, D]` of the products of `vectors [n, d]`."""
         parts = []
         for pair, u, v in zip(adapters.pairs, self.left, self.right, strict=True):
-            b, a = factors(adapters, pair, vectors)
-            parts.append(((u.T @ b) @ (a @ v)).flatten(1))
+            b, a = _within(factors(adapters, pair, vectors), u, v)
+            parts.append((b @ a).flatten(1))
         parts.append(plain(adapters, vectors) - self.origin)
         return torch.cat(parts, dim=1)
 
@@ -274,31 +289,147 @@ class CoreSpace:
         for pair, u, v in zip(adapters.pairs, self.left, self.right, strict=True):
             b, a = factors(adapters, pair, vectors)
             b = (b * weights.to(b.dtype)[:, None, None]).transpose(0, 1).flatten(1)
-            parts.append(((u.T @ b) @ (a.flatten(0, 1) @ v)).flatten())
+            b, a = _within((b, a.flatten(0, 1)), u, v)
+            parts.append((b @ a).flatten())
         parts.append(weights.to(vectors.dtype) @ (plain(adapters, vectors) - self.origin))
         return torch.cat(parts)
+
+    def curvature(self, moments: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, tuple[Tensor, Tensor]]:
+        r"""Second moments by module, `inputs [T, n, n]` and `gradients [T, m, m]`, in coordinates.
+
+        They are :math:`V^\top G V` and :math:`U^\top S U`, by entry of the layout.
+        """
+        bases = zip(self.layout.names, self.left, self.right, strict=False)
+        return {
+            name: (_quadratic(moments[name][0], v), _quadratic(moments[name][1], u))
+            for name, u, v in bases
+            if name in moments
+        }
 
     def to_adapter(self, coordinates: Tensor, target: Layout) -> tuple[Tensor, dict[str, float]]:
         """The adapter `[d']` in layout `target` nearest to `coordinates [D]`, and the discarded energy per module.
 
-        The rank is that of `target`; scales of `target` are divided out.
+        The rank is that of `target`; scales of `target` are divided out. The factors are balanced, as those of
+        :func:`truncate`.
         """
-        vector = torch.zeros(target.dim, dtype=coordinates.dtype)
-        discarded = {}
+        pairs, discarded = [], {}
         for i, (pair, u, v) in enumerate(zip(target.pairs, self.left, self.right, strict=True)):
             core = self.layout.entry(coordinates, i)
-            rank = target.shapes[pair.a][0]
-            (b, a), discarded[pair.module] = truncate((u @ core, v.T), rank)
-            target.entry(vector, pair.b).copy_(b / pair.scale)
-            target.entry(vector, pair.a).copy_(a)
+            (b, a), discarded[pair.module] = _balanced(core.double(), target.shapes[pair.a][0])
+            pairs.append((_times(u, b.to(core.dtype)), _times(v, a.T.to(core.dtype)).T))
+        return self._adapter(pairs, coordinates, target), discarded
+
+    def embed(self, coordinates: Tensor, target: Layout) -> Tensor:
+        """The adapter `[d']` in layout `target` whose products are `coordinates [D]`, differentiable in them.
+
+        One factor is the smaller basis, the other has the coordinates; ranks beyond are zero. So the map is linear
+        in the coordinates, but its factors are not balanced.
+
+        Raises
+        ------
+        FedfusionError
+            If the rank of `target` is below :attr:`rank`: nothing is cut off here.
+        """
+        pairs = []
+        for i, (pair, u, v) in enumerate(zip(target.pairs, self.left, self.right, strict=True)):
+            core, rank = self.layout.entry(coordinates, i), target.shapes[pair.a][0]
+            if min(core.shape) > rank:
+                raise FedfusionError(
+                    f"the fused adapter has rank {rank} at '{pair.module}', the coordinates need {min(core.shape)} "
+                    f"(raise its rank to {self.rank}, or cut the coordinates with to_adapter)"
+                )
+            eye = torch.eye(min(core.shape), dtype=core.dtype)
+            if core.shape[0] <= core.shape[1]:
+                pairs.append((eye if u is None else u, _times(v, core.T).T))
+            else:
+                pairs.append((_times(u, core), eye if v is None else v.T))
+        return self._adapter(pairs, coordinates, target)
+
+    def rank_of(self, coordinates: Tensor, energy: float) -> int:
+        r"""The smallest rank that keeps the share `energy` of :math:`\sum_i s_i^2` of every module.
+
+        What single precision rounds off counts as nothing, so an `energy` of one gives the rank of the coordinates.
+
+        Raises
+        ------
+        FedfusionError
+            If `energy` is not in `(0, 1]`.
+        """
+        if not 0 < energy <= 1:
+            raise FedfusionError(f"the share of energy to keep must be in (0, 1], got {energy}")
+        ranks = [1]
+        for i in range(len(self.left)):
+            power = torch.linalg.svdvals(self.layout.entry(coordinates, i).double()).square()
+            beyond = power.flip(0).cumsum(0).flip(0)  # what is lost where the rank stops before this one
+            ranks.append(int((beyond > (1 - energy + ROUNDING**2) * power.sum()).sum()))
+        return max(ranks)
+
+    def _adapter(self, pairs: Sequence[Factors], coordinates: Tensor, target: Layout) -> Tensor:
+        """The adapter `[d']` of one pair per module and of what there is outside."""
+        entries: dict[int, Tensor] = {}
+        for pair, own in zip(target.pairs, pairs, strict=True):
+            b, entries[pair.a] = _padded(own, target.shapes[pair.a][0])
+            entries[pair.b] = b / pair.scale
         learnt = coordinates[self.layout.dim - len(self.origin) :] + self.origin
-        for i in outside(target):
-            part, learnt = learnt.tensor_split([target.offsets[i + 1] - target.offsets[i]])
-            target.entry(vector, i).copy_(part.reshape(target.shapes[i]))
-        return vector, discarded
+        sizes = [target.offsets[i + 1] - target.offsets[i] for i in outside(target)]
+        entries |= dict(zip(outside(target), learnt.split(sizes), strict=True))
+        return torch.cat([entries[i].reshape(-1) for i in range(len(target.names))])
 
 
 def _basis(columns: Tensor) -> Tensor:
-    """Left singular vectors `[m, p]` of `columns [m, R]` that carry a singular value."""
-    u, s, _ = torch.linalg.svd(columns.double(), full_matrices=False)
-    return u[:, s > s[0] * 1e-7].to(columns.dtype) if s[0] > 0 else u[:, :1].to(columns.dtype)
+    """Left singular vectors `[m, p]` of `columns [m, R]` that carry a singular value (float64)."""
+    x = columns.double()
+    tall = x.shape[0] > x.shape[1]
+    values, vectors = torch.linalg.eigh(x.T @ x if tall else x @ x.T)
+    share = values.flip(0) / values[-1]
+    kept = share > ROUNDING
+    if (share[~kept] > ROUNDING**2).any() or not values[-1] > 0:  # the squares have lost them
+        u, s, _ = torch.linalg.svd(x, full_matrices=False)
+        return u[:, s > s[0] * ROUNDING] if s[0] > 0 else u[:, :1]
+    vectors = vectors.flip(1)[:, kept]
+    return x @ (vectors / values.flip(0)[kept].sqrt()) if tall else vectors
+
+
+def _balanced(core: Tensor, rank: int) -> tuple[Factors, float]:
+    """Balanced factors of the best approximation of `core [p, q]` (float64), and the discarded share of the energy.
+
+    The rank is at most `rank` and the shorter side. Singular values that single precision cannot hold are zero.
+    """
+    if core.shape[0] < core.shape[1]:
+        (a, b), discarded = _balanced(core.T, rank)
+        return (b.T, a.T), discarded
+    values, vectors = torch.linalg.eigh(core.T @ core)
+    energy, v = values.flip(0).clamp_min(0), vectors.flip(1)[:, :rank]
+    b = core @ v
+    s = b.norm(dim=0)
+    root = torch.where(s > ROUNDING * s[0], s, 0).sqrt()
+    discarded = float(energy[rank:].sum() / energy.sum()) if energy.sum() > 0 else 0.0
+    return (F.normalize(b, dim=0) * root, root[:, None] * v.T), discarded
+
+
+def _rotated(reflected: tuple[Tensor, Tensor], x: Tensor) -> Tensor:
+    """`Q x` of the `Q [m, k]` that :func:`torch.geqrf` returned, `x [k, r]`."""
+    reflectors, tau = reflected
+    return torch.ormqr(reflectors[:, : len(tau)], tau, F.pad(x, (0, 0, 0, len(reflectors) - len(x))))
+
+
+def _times(basis: Tensor | None, x: Tensor) -> Tensor:
+    """`U x`, where no basis is the identity."""
+    return x if basis is None else basis @ x
+
+
+def _within(pair: Factors, u: Tensor | None, v: Tensor | None) -> Factors:
+    """`B [..., p, r]` and `A [..., r, q]` in coordinates."""
+    b, a = pair
+    return b if u is None else (b.mT @ u).mT, a if v is None else a @ v
+
+
+def _quadratic(moments: Tensor, basis: Tensor | None) -> Tensor:
+    """Second moments `[T, m, m]` along a basis `[m, p]`: `[T, p, p]`."""
+    return moments if basis is None else basis.T @ moments @ basis
+
+
+def _padded(pair: Factors, rank: int) -> Factors:
+    """The same product with zeros up to `rank`."""
+    b, a = pair
+    return F.pad(b, (0, rank - b.shape[-1])), F.pad(a, (0, 0, 0, rank - a.shape[-2]))

@@ -18,6 +18,7 @@ STAGES = {
     "personal": ("personal", "#E69F00"),
     "fused_clean": ("fused clean", "#56B4E9"),
     "fused_received": ("fused received", "#D55E00"),
+    "served": ("task known", "#0072B2"),
     "realigned": ("realigned", "#009E73"),
     "control": ("control", "#CC79A7"),
 }

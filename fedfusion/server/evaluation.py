@@ -2,7 +2,8 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -10,8 +11,9 @@ from torch import Tensor
 
 from fedfusion.client.train import evaluate
 from fedfusion.lora.model import LoraModel
+from fedfusion.lora.product import CoreSpace
 from fedfusion.tasks.heads import Head, HeadSource, LanguageHead, PrototypeHead, Prototypes
-from fedfusion.types import Samples, TaskSuite, concatenate
+from fedfusion.types import Layout, Probe, Samples, TaskSuite, concatenate
 
 Scores = dict[str, dict[str, float]]  # task -> accuracy, loss
 
@@ -22,6 +24,15 @@ class Decoding(Protocol):
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of a response."""
+        ...
+
+
+@runtime_checkable
+class Unlabelled(Protocol):
+    """A suite of which the server may hold more rows, without labels."""
+
+    def unlabelled_rows(self, task: str, seed: int) -> Samples:
+        """Those rows of a task; there may be none."""
         ...
 
 
@@ -42,7 +53,8 @@ class Evaluator:
 
     def __init__(self, suite: TaskSuite, model: LoraModel, seed: int, head: HeadSource | None = None) -> None:
         self.suite = suite
-        self.model = model
+        self.model = self.wide = model
+        self.seed = seed
         self.base = model.initial  # B = 0: the base model itself
         self.last: tuple[Tensor, Scores] | None = None
         self.roots = {task: suite.root(task, seed) for task in suite.tasks}
@@ -60,9 +72,13 @@ class Evaluator:
     def __call__(self, adapter: Tensor) -> Scores:
         """Accuracy and loss of `adapter [d]` on the test set of every task; the last one asked for is remembered."""
         if self.last is None or not torch.equal(self.last[0], adapter):
-            scores = {t: evaluate(self.model, adapter, self.suite.test(t), self.heads[t]) for t in self.suite.tasks}
+            scores = {task: self.single(task, adapter) for task in self.suite.tasks}
             self.last = adapter.clone(), scores
         return self.last[1]
+
+    def single(self, task: str, adapter: Tensor) -> dict[str, float]:
+        """Accuracy and loss of `adapter [d]` on the test set of one task."""
+        return evaluate(self.model, adapter, self.suite.test(task), self.heads[task])
 
     def personal(self, model: LoraModel, adapters: Tensor, clients: Sequence[int]) -> dict[int, dict[str, float]]:
         """Accuracy and loss of the own adapter `adapters [N, d]` of each of `clients` on its own task."""
@@ -108,34 +124,136 @@ class Evaluator:
         given = [row[row != -100].tolist() for row in samples.labels]
         return model.generate(adapter, samples, max(map(len, given))), given
 
-    def probe(self) -> "RootProbe":
-        """The root sets of all tasks together, as the realigner sees them."""
-        return RootProbe(self.model, self.roots, self.heads)
+    def probe(self, core: CoreSpace | None = None) -> Probe:
+        """The root sets of all tasks together, as a function of an adapter, or of coordinates in `core`."""
+        return self._probe(self.roots, core)
+
+    def unlabelled(self, core: CoreSpace | None = None) -> Probe:
+        """All that the server holds of all tasks, the root sets too, with the labels hidden; see :meth:`probe`."""
+        held = {}
+        for task, root in self.roots.items():
+            more = [self.suite.unlabelled_rows(task, self.seed)] if isinstance(self.suite, Unlabelled) else []
+            held[task] = hide(concatenate([root, *more]))
+        return self._probe(held, core)
+
+    def _probe(self, held: Mapping[str, Samples], core: CoreSpace | None) -> Probe:
+        if core is None:
+            return RootProbe(self.model, held, self.heads)
+        model = self._carrier(core.rank)
+        return InCoordinates(RootProbe(model, held, self.heads), core, model.layout)
+
+    def _carrier(self, rank: int) -> LoraModel:
+        """A model for adapters of this rank; which one depends on nothing else, as equal bits need it."""
+        if rank <= _rank(self.model):
+            return self.model
+        if rank != _rank(self.wide):
+            engine: Literal["cohort", "peft"] = "peft" if self.model.cohort is None else "cohort"
+            self.wide = LoraModel(self.model.model, self.seed, rank, engine)  # on the same base
+        return self.wide
 
 
 class RootProbe:
-    """Mean cross-entropy on the root sets of all tasks, as a function of the adapter."""
+    """The samples that the server holds of each task, as a function of the adapter: a :class:`Probe`.
 
-    def __init__(self, model: LoraModel, roots: Mapping[str, Samples], heads: Mapping[str, Head]) -> None:
+    Parameters
+    ----------
+    model
+        The model that carries the adapter.
+    held
+        The samples of each task.
+    heads
+        The head of each task, in the same order.
+    """
+
+    def __init__(self, model: LoraModel, held: Mapping[str, Samples], heads: Mapping[str, Head]) -> None:
         self.model = model
-        self.heads = list(heads.values())
-        self.samples = concatenate(list(roots.values()))
-        self.task = torch.cat([torch.full((len(root),), i) for i, root in enumerate(roots.values())])
+        self.heads = [heads[task] for task in held]
+        self.samples = concatenate(list(held.values()))
+        self.tasks = torch.cat([torch.full((len(part),), i) for i, part in enumerate(held.values())])
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def loss(self, adapter: Tensor, rows: Tensor) -> Tensor:
-        """Mean loss of `adapter [d]` on the root samples `rows`."""
-        rows = rows[torch.argsort(self.task[rows], stable=True)]
-        task = self.task[rows]
+    def logits(self, vector: Tensor, rows: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
+        """Logits `[m, C]` and labels `[m]` of each task at adapter `vector [d]`; one per token where labels are tokens.
+
+        Samples come sorted by task, in the order of `rows` within a task.
+        """
+        rows = rows[torch.argsort(self.tasks[rows], stable=True)]
+        samples = self.samples.take(rows)
+        if samples.lengths is not None:
+            samples = samples.pad(int(samples.lengths.max()))
         owner = torch.zeros(len(rows), dtype=torch.long)
-        features, labels, of = self.model.features(adapter[None], self.samples.take(rows), owner)
-        total = torch.zeros(())
-        for i in task.unique().tolist():
-            mine = task[of] == i
-            total = total + F.cross_entropy(self.heads[i](features[mine]), labels[mine], reduction="sum")
-        return total / len(labels)
+        features, labels, of = self.model.features(vector[None], samples, owner)
+        tasks = self.tasks[rows][of]
+        return {i: (self.heads[i](features[tasks == i]), labels[tasks == i]) for i in tasks.unique().tolist()}
+
+    def loss(self, vector: Tensor, rows: Tensor) -> Tensor:
+        """Mean cross-entropy of adapter `vector [d]` on the samples `rows`."""
+        parts = self.logits(vector, rows).values()
+        sums = [F.cross_entropy(logits, labels, reduction="sum") for logits, labels in parts]
+        return sum(sums, torch.zeros(())) / sum(len(labels) for _, labels in parts)
+
+    def entropy(self, vector: Tensor, rows: Tensor) -> Tensor:
+        """Mean entropy of the predictions of adapter `vector [d]` on the samples `rows`, in nats."""
+        parts = [F.log_softmax(logits, -1) for logits, _ in self.logits(vector, rows).values()]
+        return -sum(((p.exp() * p).sum() for p in parts), torch.zeros(())) / sum(map(len, parts))
+
+
+@dataclass(frozen=True)
+class InCoordinates:
+    """A probe as a function of the coordinates `[D]` of a fused task vector, whose adapter is exact.
+
+    Attributes
+    ----------
+    probe
+        The same as a function of the adapter.
+    core
+        The space of the coordinates.
+    layout
+        That of the adapter, of rank `core.rank` or more.
+    """
+
+    probe: Probe
+    core: CoreSpace
+    layout: Layout
+
+    def __len__(self) -> int:
+        return len(self.probe)
+
+    @property
+    def tasks(self) -> Tensor:
+        """Index `[n]` of the task that each sample belongs to."""
+        return self.probe.tasks
+
+    def logits(self, vector: Tensor, rows: Tensor) -> Mapping[int, tuple[Tensor, Tensor]]:
+        """As :meth:`RootProbe.logits`, at coordinates `vector [D]`."""
+        return self.probe.logits(self.core.embed(vector, self.layout), rows)
+
+    def loss(self, vector: Tensor, rows: Tensor) -> Tensor:
+        """As :meth:`RootProbe.loss`, at coordinates `vector [D]`."""
+        return self.probe.loss(self.core.embed(vector, self.layout), rows)
+
+    def entropy(self, vector: Tensor, rows: Tensor) -> Tensor:
+        """As :meth:`RootProbe.entropy`, at coordinates `vector [D]`."""
+        return self.probe.entropy(self.core.embed(vector, self.layout), rows)
+
+
+def hide(samples: Samples) -> Samples:
+    """The same samples with `-1` for every label, which no loss accepts.
+
+    Of a response only its first token is kept as a place to predict at: any later one is predicted from those
+    before it, which are labels too.
+    """
+    if samples.labels.dim() == 1:
+        return Samples(samples.inputs, torch.full_like(samples.labels, -1))
+    given = samples.labels != -100
+    first = given & (given.cumsum(1) == 1)
+    return Samples(samples.inputs, torch.where(first, -1, -100))
+
+
+def _rank(model: LoraModel) -> int:
+    return max((model.layout.shapes[pair.a][0] for pair in model.layout.pairs), default=0)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -34,15 +34,26 @@ class Nodes:
         Rank of multi-task adapters, which clients have to know when they are sent one.
     asked
         The clients that each message sent in the last exchange asked for.
+    statistics
+        Whether clients send the moments of their inputs and gradients; whoever does not is dropped.
     """
 
     experiment_json: str
     hosted: Mapping[int, Sequence[int]]
     fused_rank: int = 1
     asked: dict[str, list[int]] = field(default_factory=dict)
+    statistics: bool = False
 
     @classmethod
-    def meet(cls, grid: Grid, experiment_json: str, num_clients: int, timeout: float, fused_rank: int = 1) -> "Nodes":
+    def meet(
+        cls,
+        grid: Grid,
+        experiment_json: str,
+        num_clients: int,
+        timeout: float,
+        fused_rank: int = 1,
+        statistics: bool = False,
+    ) -> "Nodes":
         """Wait until every client is hosted by some node, and learn by which.
 
         Raises
@@ -72,7 +83,7 @@ class Nodes:
                 )
             if not new:
                 time.sleep(0.1)
-        return cls(experiment_json, dict(sorted(hosted.items())), fused_rank)
+        return cls(experiment_json, dict(sorted(hosted.items())), fused_rank, statistics=statistics)
 
     def groups(self, chosen: Collection[int], size: int) -> list[tuple[int, list[int]]]:
         """Who trains together, and on which node: `size` clients at a time in the order of their ids.
@@ -149,7 +160,7 @@ class Nodes:
             for reply in new:
                 message = waiting.pop(reply.metadata.reply_to_message_id)
                 clients = self.asked[reply.metadata.reply_to_message_id]
-                if len(clients) > 1 and not _good(reply, clients, layout):
+                if len(clients) > 1 and not _good(reply, clients, layout, self.statistics):
                     waiting |= self._send(grid, _singly(message, clients))
                 else:
                     replies.append(reply)
@@ -180,7 +191,7 @@ class Nodes:
                 dropped |= dict.fromkeys(mine, reason_of(reply))
                 continue
             try:
-                found, failed = _read(reply, mine, layout)
+                found, failed = _read(reply, mine, layout, self.statistics)
             except (KeyError, ValueError, TypeError, IndexError) as error:
                 dropped |= dict.fromkeys(mine, f"sent a malformed reply ({type(error).__name__}: {error})")
                 continue
@@ -215,6 +226,19 @@ class Nodes:
                     found.setdefault(task, []).append(tensor)
         return {task: torch.stack(tensors).mean(0) for task, tensors in sorted(found.items())}
 
+    def curvature(
+        self, replies: Iterable[Message], clients: Collection[int], layout: Layout
+    ) -> dict[int, dict[str, tuple[Tensor, Tensor]]]:
+        """By client and module: the moments of inputs `[n, n]` and of gradients `[m, m]` that `clients` sent.
+
+        Like heads, they cross no attack and no simulated channel. They tell more of a client's data than its upload.
+        """
+        found: dict[int, dict[str, tuple[Tensor, Tensor]]] = {}
+        for reply in replies if self.statistics else ():
+            believed = [c for c in self.asked[reply.metadata.reply_to_message_id] if c in clients]
+            found |= {client: dict(_moments(reply, client, layout)) for client in believed}
+        return dict(sorted(found.items()))
+
     def measured(self, replies: Iterable[Message]) -> dict[int, dict[str, float]]:
         """What each client measured when it was asked to evaluate."""
         found: dict[int, dict[str, float]] = {}
@@ -236,12 +260,12 @@ def _stacked(rows: list[Tensor], dim: int) -> Tensor:
     return matrix
 
 
-def _good(reply: Message, clients: Collection[int], layout: Layout | None) -> bool:
+def _good(reply: Message, clients: Collection[int], layout: Layout | None, statistics: bool) -> bool:
     """Whether every client of a group sent what can be an upload."""
     if reply.has_error() or layout is None:
         return not reply.has_error()
     try:
-        return len(_read(reply, clients, layout)[0]) == len(clients)
+        return len(_read(reply, clients, layout, statistics)[0]) == len(clients)
     except (KeyError, ValueError, TypeError, IndexError):
         return False
 
@@ -258,7 +282,7 @@ def _singly(message: Message, clients: Sequence[int]) -> Iterable[Message]:
 
 
 def _read(
-    reply: Message, mine: Collection[int], layout: Layout
+    reply: Message, mine: Collection[int], layout: Layout, statistics: bool
 ) -> tuple[dict[int, tuple[Tensor, dict[str, float]]], dict[int, str]]:
     """What a reply says of the clients `mine`: upload and metrics of those that trained, the reason of the others."""
     facts, metrics = reply.content.config_records["config"], reply.content.metric_records["metrics"]
@@ -274,8 +298,36 @@ def _read(
         own = {name: float(_list(column)[i]) for name, column in metrics.items()}
         if not 1 <= own["num_examples"] < 2**53:
             raise ValueError(f"num_examples is {own['num_examples']}")
-        found[client] = torch.from_numpy(vectors)[i], own
+        if statistics and (flaw := _flaw(reply, client, layout)):
+            failed[client] = flaw
+        else:
+            found[client] = torch.from_numpy(vectors)[i], own
     return found, failed
+
+
+def _moments(reply: Message, client: int, layout: Layout) -> Iterable[tuple[str, tuple[Tensor, Tensor]]]:
+    """What a client sent as the moments of inputs and of gradients of each adapted module."""
+    sent = reply.content.array_records["statistics"]
+    for pair in layout.pairs:
+        names = (f"{client}.{kind}.{pair.module}" for kind in ("inputs", "gradients"))
+        inputs, gradients = (torch.from_numpy(sent[name].numpy()) for name in names)
+        yield pair.module, (inputs, gradients)
+
+
+def _flaw(reply: Message, client: int, layout: Layout) -> str | None:
+    """Why what a client sent as moments can be none, or None where it may be."""
+    for pair, (module, moments) in zip(layout.pairs, _moments(reply, client, layout), strict=True):
+        sides = layout.shapes[pair.a][1], layout.shapes[pair.b][0]
+        for matrix, side, kind in zip(moments, sides, ("inputs", "gradients"), strict=True):
+            if matrix.shape != (side, side) or matrix.dtype != torch.float32:
+                found = f"{matrix.dtype} {tuple(matrix.shape)}".removeprefix("torch.")
+                return f"sent {found} as {kind} of '{module}', expected float32 {(side, side)}"
+            power = matrix.diagonal().clamp_min(0).sqrt()
+            bound = power[:, None] * power + 1e-4 * power.max() ** 2  # Cauchy-Schwarz, in single precision
+            possible = (matrix.abs() <= bound).all() and matrix.isfinite().all() and (matrix.diagonal() >= 0).all()
+            if not (possible and torch.equal(matrix, matrix.T)):
+                return f"sent {kind} of '{module}' that are no second moments"
+    return None
 
 
 def arrays(**tensors: Tensor) -> ArrayRecord:

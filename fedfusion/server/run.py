@@ -116,7 +116,7 @@ def _fused_rank(experiment: Experiment, model: LoraModel) -> int:
 
 
 def _save_adapters(run_dir: Path, strategy: RoundStrategy, client_model: LoraModel) -> None:
-    """`adapter/` with its heads, and `personal/client-00/` for every client that was heard."""
+    """`adapter/` with its heads, `served/` by task, and `personal/client-00/` for every client that was heard."""
     model = strategy.evaluator.model
     model.save(run_dir / "adapter", strategy.state.realigned)
     heads = {
@@ -124,6 +124,8 @@ def _save_adapters(run_dir: Path, strategy: RoundStrategy, client_model: LoraMod
     }
     if heads:
         save_file(heads, run_dir / "adapter" / "heads.safetensors")
+    for task, adapter in strategy.state.served.items():
+        model.save(run_dir / "served" / task, adapter)
     if strategy.experiment.coupling.into_base:
         return  # everyone has the one model
     for client, adapter in enumerate(strategy.starts()):

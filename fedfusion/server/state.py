@@ -26,6 +26,8 @@ class State:
         What the server's optimiser keeps.
     heads
         `[C + 1, h]` by task, where heads are trained.
+    served : [d']
+        By task, multi-task adapters for devices that know their task.
     reference
         Scores that no round changes: of the base, and of the control.
     history
@@ -39,6 +41,7 @@ class State:
     """
 
     TENSORS: ClassVar = ("adapters", "examples", "fused", "realigned", "merged", "moments")
+    BY_TASK: ClassVar = ("heads", "served")
     FACTS: ClassVar = ("reference", "history", "single_task", "personal", "seconds")
 
     adapters: Tensor
@@ -48,6 +51,7 @@ class State:
     merged: Tensor
     moments: Tensor
     heads: dict[str, Tensor]
+    served: dict[str, Tensor]
     reference: dict[str, Scores]
     history: list[dict[str, Any]] = field(default_factory=list)
     single_task: Scores = field(default_factory=dict)
@@ -56,12 +60,17 @@ class State:
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint keeps as tensors."""
-        heads = {f"head.{task}": tensor for task, tensor in self.heads.items()}
-        return {name: getattr(self, name) for name in self.TENSORS} | heads
+        by_task = {f"{kind}.{task}": t for kind in self.BY_TASK for task, t in getattr(self, kind).items()}
+        return {name: getattr(self, name) for name in self.TENSORS} | by_task
 
     @classmethod
     def of(cls, tensors: dict[str, Tensor], facts: dict[str, Any]) -> "State":
         """The state that a checkpoint holds."""
-        heads = {name.removeprefix("head."): tensors.pop(name) for name in list(tensors) if name.startswith("head.")}
-        kept: dict[str, Any] = {name: facts[name] for name in cls.FACTS}
-        return cls(**(kept | tensors), heads=heads)
+        kept: dict[str, Any] = {name: facts[name] for name in cls.FACTS} | {kind: {} for kind in cls.BY_TASK}
+        for name, tensor in tensors.items():
+            kind, _, task = name.partition(".")
+            if kind in cls.BY_TASK:
+                kept[kind][task] = tensor
+            else:
+                kept[name] = tensor
+        return cls(**kept)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from logging import INFO
 from math import isfinite
@@ -27,18 +27,31 @@ from fedfusion.server.nodes import Nodes, arrays
 from fedfusion.server.state import State
 from fedfusion.server.uplink import Uplink, decibel, fused_fidelity
 from fedfusion.tracking import Tracker
-from fedfusion.types import FedfusionError, Layout, RunFailed, Updates
+from fedfusion.types import Evidence, FedfusionError, Layout, RunFailed, Serving, Updates
 
 STARTUP_S = 600.0  # nodes have this long to appear, however short the deadline of a client
 
 
 @dataclass(frozen=True)
 class Fused:
-    """A multi-task adapter `[d']`, the task vectors `[T, D]` behind it, and a module's largest discarded energy."""
+    """What fusion made of a round.
+
+    Attributes
+    ----------
+    adapter : [d']
+        The multi-task adapter.
+    tasks : [T, d']
+        Those of the single tasks, for realigners that need them; else `[0, d']`.
+    served
+        By task, for devices that know theirs: where the fusion rule has something for them.
+    discarded
+        The share of its energy that each module's rank could not hold.
+    """
 
     adapter: Tensor
-    task_vectors: Tensor
-    discarded: float
+    tasks: Tensor
+    served: Mapping[str, Tensor]
+    discarded: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -116,11 +129,12 @@ class RoundStrategy(Strategy):
 
         wild = dict(guarded.refused) | dict(experiment.guard(trained)[1].refused)
         intact = trained.keep([i for i, client in enumerate(trained.clients) if client not in wild])
-        fused_clean = self._fuse(self._couple(intact, server_round))
+        fused_clean = self._fuse(self._couple(intact, server_round), server_round)
         coupling: dict[str, float | None] = {}
-        discarded = 0.0
+        discarded: Mapping[str, float] = {}
         if learnt:
-            coupling, discarded = self._learn(self.uplink.uploads(believed, sent), server_round)
+            errors = dict(zip(sent.clients, report.per_client.get("reported_nmse", ()), strict=False))
+            coupling, discarded = self._learn(self.uplink.uploads(believed, sent), server_round, errors)
 
         heard = set(intact.clients) - set(report.erased)
         arrived = [nmse for c, nmse in zip(sent.clients, report.nmse, strict=True) if c in heard]
@@ -133,6 +147,7 @@ class RoundStrategy(Strategy):
             "fused_clean": self.evaluator(fused_clean.adapter),
             "fused_received": self.evaluator(state.fused),
             "realigned": self.evaluator(state.realigned),
+            "served": {task: self.evaluator.single(task, adapter) for task, adapter in state.served.items()},
         }
         record: dict[str, Any] = {
             "round": server_round,
@@ -147,7 +162,8 @@ class RoundStrategy(Strategy):
             "uplink": self.uplink.record(sent, received, report)
             | {"fused": fused_fidelity(self.evaluator.model.layout, fused_clean.adapter, state.fused)},
             "coupling": coupling,
-            "discarded_energy": discarded,
+            "discarded_energy": max(discarded.values(), default=0.0),
+            "discarded_by_module": {module: share for module, share in discarded.items() if share > 1e-6},
             "mean": {name: summary(score)["mean"] for name, score in scores.items() if score},
             "worst": {name: summary(score)["worst"] for name, score in scores.items() if score},
             "tasks": _by_task(scores),
@@ -155,17 +171,23 @@ class RoundStrategy(Strategy):
         state.history.append(record)
         return arrays(realigned=state.realigned), MetricRecord({"accuracy": record["mean"]["realigned"]})
 
-    def _learn(self, believed: Updates, server_round: int) -> tuple[dict[str, float | None], float]:
-        """Couple, aggregate, fuse and realign what is believed; returns what there is to report."""
+    def _learn(
+        self, believed: Updates, server_round: int, errors: Mapping[int, float]
+    ) -> tuple[dict[str, float | None], Mapping[str, float]]:
+        """Couple, aggregate, fuse and realign what is believed; returns what there is to report.
+
+        `errors` are those of the clients' uploads, relative to their power, as the receiver believes.
+        """
         state = self.state
         coupled = self._couple(believed, server_round)
         self.moved = coupled.moved
         state.adapters, state.examples = coupled.adapters, coupled.examples
         state.moments, state.merged = coupled.moments, coupled.merged
-        fused = self._fuse(coupled)
+        fused = self._fuse(coupled, server_round, errors)
         state.fused = fused.adapter
+        state.served |= fused.served
         state.realigned = self.experiment.realign(
-            fused.adapter, fused.task_vectors, self.evaluator.probe(), self._rng("realign", server_round)
+            fused.adapter, fused.tasks, self.evaluator.probe(), self._rng("realign", server_round)
         )
         return coupled.report, fused.discarded
 
@@ -230,17 +252,43 @@ class RoundStrategy(Strategy):
                 scores[task] = {name: _mean([score[name] for score in own]) for name in own[0]}
         return scores
 
-    def _fuse(self, coupled: "Coupled") -> "Fused":
+    def _fuse(self, coupled: "Coupled", server_round: int, errors: Mapping[int, float] | None = None) -> "Fused":
         """Aggregate within each task and fuse across tasks, on products."""
+        target, fusion = self.evaluator.model.layout, self.experiment.fusion
+        nothing = torch.zeros(0, target.dim)
         if self.experiment.coupling.into_base:  # there is one model, and everyone has it
-            return Fused(coupled.merged, torch.zeros(0, 0), coupled.report["discarded"] or 0.0)
+            return Fused(coupled.merged, nothing, {}, {"base": coupled.report["discarded"] or 0.0})
+        core, task_vectors, clients = self._task_vectors(coupled)
+        evidence = Evidence(
+            rng=self._rng("fusion", server_round),
+            tasks=tuple(self.suite.tasks.index(task) for task in clients),
+            nmse=_task_errors(clients, errors) if errors else None,
+            probe={"unlabelled": self.evaluator.unlabelled, "few labels": self.evaluator.probe}[fusion.data](core)
+            if fusion.data in ("unlabelled", "few labels")
+            else None,
+        )
+        adapter, discarded = core.to_adapter(fusion(task_vectors, core.layout, evidence), target)
+        served: Iterable[Tensor] = ()
+        if isinstance(fusion, Serving):
+            served = fusion.served(task_vectors, core.layout, replace(evidence, rng=self._rng("fusion", server_round)))
+        tasks = [core.to_adapter(vector, target)[0] for vector in task_vectors if self.experiment.realign.needs_tasks]
+        return Fused(
+            adapter,
+            torch.stack(tasks) if tasks else nothing,
+            {task: core.to_adapter(vector, target)[0] for task, vector in zip(clients, served, strict=False)},
+            discarded,
+        )
+
+    def _task_vectors(self, coupled: "Coupled") -> tuple[CoreSpace, Tensor, dict[str, list[int]]]:
+        """Coordinates `[T, D]` of the mean of each task that has been heard of, their space, and whose mean it is."""
         adapters, examples = coupled.adapters, coupled.examples
         known = torch.nonzero(examples)[:, 0]
-        core = CoreSpace.of(self.layout, adapters[known], self.model.initial)
-        tasks = [self.suite.task_of(int(client)) for client in known]
+        core = CoreSpace.of(self.layout, adapters[known], self.model.initial, self.experiment.fusion.space)
+        clients: dict[str, list[int]] = {}
+        for client in known.tolist():
+            clients.setdefault(self.suite.task_of(client), []).append(client)
         task_vectors = []
-        for task in dict.fromkeys(tasks):  # one task at a time: products are larger than factors
-            mine = known[[t == task for t in tasks]]
+        for mine in clients.values():  # one task at a time: products are larger than factors
             weights = examples[mine].double()
             weights = weights / weights.sum()
             if self.experiment.aggregator.linear:
@@ -248,9 +296,7 @@ class RoundStrategy(Strategy):
             else:
                 products = core.project(self.layout, adapters[mine])
                 task_vectors.append(self.experiment.aggregator(products, weights))
-        stacked = torch.stack(task_vectors)
-        adapter, discarded = core.to_adapter(self.experiment.fusion(stacked, core.layout), self.evaluator.model.layout)
-        return Fused(adapter, stacked, max(discarded.values(), default=0.0))
+        return core, torch.stack(task_vectors), clients
 
     def start(
         self,
@@ -357,13 +403,14 @@ class RoundStrategy(Strategy):
         """The state before round one, with the scores of the base and of the few-shot control."""
         base, repair = self.evaluator.base, self.experiment.realign
         repair = FewShot() if isinstance(repair, Unaligned) else repair
-        control = repair(base, torch.zeros(0, 0), self.evaluator.probe(), self._rng("realign", 0))
+        control = repair(base, torch.zeros(0, len(base)), self.evaluator.probe(), self._rng("realign", 0))
         n = self.suite.num_clients
         reference = {"base": self.evaluator(base), "control": self.evaluator(control)}
         adapters = self.model.initial.repeat(n, 1)
         moments = torch.zeros(self.experiment.server_optimizer.num_moments, n, self.layout.dim)
         merged = base if self.experiment.coupling.into_base else torch.zeros(0)
-        return State(adapters, torch.zeros(n, dtype=torch.long), base, base, merged, moments, {}, reference)
+        heard = torch.zeros(n, dtype=torch.long)
+        return State(adapters, heard, base, control, merged, moments, {}, {}, reference)
 
     def _resumed(self) -> State | None:
         """The state of the last checkpoint, if there is one."""
@@ -390,6 +437,11 @@ def _by_task(scores: Mapping[str, Scores]) -> dict[str, dict[str, dict[str, floa
     """`{stage: {task: score}}` turned into `{task: {stage: score}}`."""
     tasks = dict.fromkeys(task for by_task in scores.values() for task in by_task)
     return {task: {name: by_task[task] for name, by_task in scores.items() if task in by_task} for task in tasks}
+
+
+def _task_errors(clients: Mapping[str, Sequence[int]], errors: Mapping[int, float]) -> Tensor:
+    """Error `[T]` of the mean of each task: that of independent ones gets smaller with the number of clients."""
+    return torch.tensor([_mean([errors.get(c, 0.0) for c in mine]) / len(mine) for mine in clients.values()])
 
 
 def _mean(values: Sequence[float]) -> float:

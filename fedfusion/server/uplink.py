@@ -14,8 +14,8 @@ from fedfusion.lora.payload import Payload
 from fedfusion.lora.product import distances, gram, kappa, outside
 from fedfusion.types import Channel, ChannelReport, Layout, Updates
 
-LINEAR = ("nmse", "expected_nmse", "snr", "sinr")  # reported in dB
-RECEIVED = ("nmse", "expected_nmse", "cosine", "sign_agreement")  # means are over what was received
+LINEAR = ("nmse", "expected_nmse", "reported_nmse", "snr", "sinr")  # reported in dB
+RECEIVED = ("nmse", "expected_nmse", "reported_nmse", "cosine", "sign_agreement")  # means are over what was received
 
 
 @dataclass(frozen=True)

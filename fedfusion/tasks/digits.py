@@ -111,6 +111,8 @@ class Digits8:
         The first `clients_per_task` clients hold the first task, and so on.
     shots
         Labelled samples per class that the server holds of each task.
+    unlabelled
+        Further samples of each task that the server holds without labels, drawn from the same 200.
 
     References
     ----------
@@ -121,6 +123,7 @@ class Digits8:
     tasks: Sequence[str] = tuple(TASKS)
     clients_per_task: int = 2
     shots: int = 3
+    unlabelled: int = 0
 
     def __post_init__(self) -> None:
         for task in self.tasks:
@@ -132,6 +135,12 @@ class Digits8:
             raise FedfusionError(f"suite.clients_per_task must be at least 1, got {self.clients_per_task}")
         if not 1 <= self.shots <= 10:
             raise FedfusionError(f"suite.shots must be between 1 and 10 (the root pool is small), got {self.shots}")
+        left = SPLITS["root"] - self.shots * max(map(self.num_classes, self.tasks))
+        if not 0 <= self.unlabelled <= left:
+            raise FedfusionError(
+                f"suite.unlabelled must be between 0 and {left}, what suite.shots={self.shots} leaves of the root pool "
+                f"of each task, got {self.unlabelled}"
+            )
 
     @property
     def num_clients(self) -> int:
@@ -168,11 +177,13 @@ class Digits8:
 
     def root(self, task: str, seed: int) -> Samples:
         """`shots` samples of each class, drawn from the root pool by `seed`."""
+        return _task(task, "root").take(self._drawn(task, seed))
+
+    def unlabelled_rows(self, task: str, seed: int) -> Samples:
+        """`unlabelled` samples, drawn from what the root set leaves of its pool by `seed`."""
         pool = _task(task, "root")
-        order = torch.randperm(len(pool), generator=generator(seed, "root", task))
-        shuffled = pool.labels[order]
-        chosen = [order[shuffled == c][: self.shots] for c in range(self.num_classes(task))]
-        return pool.take(torch.cat(chosen))
+        order = torch.randperm(len(pool), generator=generator(seed, "unlabelled", task))
+        return pool.take(order[~torch.isin(order, self._drawn(task, seed))][: self.unlabelled])
 
     def validation(self, task: str) -> Samples:
         """Held-out training images on which hyper-parameters may be chosen."""
@@ -181,3 +192,9 @@ class Digits8:
     def test(self, task: str) -> Samples:
         """The 397 test images as this task sees them."""
         return _task(task, "test")
+
+    def _drawn(self, task: str, seed: int) -> Tensor:
+        """Indices of the root set into its pool."""
+        labels = _task(task, "root").labels
+        order = torch.randperm(len(labels), generator=generator(seed, "root", task))
+        return torch.cat([order[labels[order] == c][: self.shots] for c in range(self.num_classes(task))])

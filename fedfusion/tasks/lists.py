@@ -171,7 +171,7 @@ class Lists:
     num_train
         Rows of a task to train on, to be divided among its clients.
     num_root
-        Rows of a task that the server holds.
+        Rows of a task that those of the server are drawn from, with labels and without.
     num_test
         Rows to test a task on; as many others to choose hyper-parameters on.
     """

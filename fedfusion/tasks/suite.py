@@ -39,6 +39,9 @@ class Suite:
         drawn from the source's `root` rows, or else from the training rows, which no client then holds.
     max_train, max_test
         Rows of a task that are used at most, drawn once for all seeds; null: all.
+    unlabelled
+        Further rows of each task that the server holds without labels, drawn from the same rows as the labelled
+        ones; no client holds them.
     """
 
     source: Source
@@ -49,6 +52,7 @@ class Suite:
     shots: int = 8
     max_train: int | None = None
     max_test: int | None = None
+    unlabelled: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tasks", tuple(self.tasks) or tuple(self.source.tasks))
@@ -61,7 +65,9 @@ class Suite:
         for key in ("clients_per_task", "shots", "max_train", "max_test"):
             if (value := getattr(self, key)) is not None and value < 1:
                 raise FedfusionError(f"suite.{key} must be at least 1, got {value}")
-        for name in ("_rows", "class_names", "_table", "_samples", "_drawn", "_shares"):
+        if self.unlabelled < 0:
+            raise FedfusionError(f"suite.unlabelled must be at least 0, got {self.unlabelled}")
+        for name in ("_rows", "class_names", "_table", "_samples", "_drawn", "_further", "_shares"):
             object.__setattr__(self, name, cache(getattr(self, name)))  # once per suite, for all of its clients
 
     @property
@@ -103,6 +109,10 @@ class Suite:
     def root(self, task: str, seed: int) -> Samples:
         """`shots` rows, of each class in classification, drawn by `seed`."""
         return self._present(task, self._pool(task)).take(self._drawn(task, seed))
+
+    def unlabelled_rows(self, task: str, seed: int) -> Samples:
+        """`unlabelled` rows, drawn by `seed` from where :meth:`root` is drawn, and none of those."""
+        return self._present(task, self._pool(task)).take(self._further(task, seed))
 
     def validation(self, task: str) -> Samples:
         """Rows on which hyper-parameters may be chosen, where the source has them."""
@@ -172,13 +182,27 @@ class Suite:
             )
         return torch.cat(chosen)
 
+    def _further(self, task: str, seed: int) -> Tensor:
+        """Indices of the server's unlabelled rows into the rows they are drawn from."""
+        pool, drawn = self._pool(task), self._drawn(task, seed)
+        table = self._table(task, pool)
+        assert table is not None
+        order = torch.randperm(len(table), generator=generator(seed, "unlabelled", task))
+        left = order[~torch.isin(order, drawn)]
+        if len(left) < self.unlabelled:
+            raise FedfusionError(
+                f"{where(self.source, task, pool)}: {len(left)} rows are left beside the server's labelled ones, fewer "
+                f"than suite.unlabelled={self.unlabelled} (lower suite.unlabelled, or add samples)"
+            )
+        return left[: self.unlabelled]
+
     def _shares(self, task: str, seed: int) -> tuple[Tensor, ...]:
         """Indices of each client's rows into the training rows of its task."""
-        table, drawn = self._table(task, "train"), self._drawn(task, seed)
+        table, held = self._table(task, "train"), torch.cat([self._drawn(task, seed), self._further(task, seed)])
         assert table is not None
         free = torch.ones(len(table), dtype=torch.bool)
         if self._pool(task) == "train":
-            free[drawn] = False
+            free[held] = False
         rows = free.nonzero()[:, 0]
         return tuple(rows[s] for s in split(table.select(rows), task, self.clients_per_task, self.partitioner, seed))
 
@@ -256,7 +280,7 @@ class Files(Suite):
         `label`; or `instruction`, `input` and `output`.
     model
         Whose tokenizer or image processor is used: `model.path`.
-    partitioner, tasks, clients_per_task, shots, max_train, max_test
+    partitioner, tasks, clients_per_task, shots, max_train, max_test, unlabelled
         As in :class:`Suite`.
     max_length
         Tokens after which text is cut.
@@ -277,6 +301,7 @@ class Files(Suite):
         max_length: int = 256,
         prompt: str = "alpaca",
         pad_with_eos: bool = False,
+        unlabelled: int = 0,
     ) -> None:
         source = Folder(root, tasks)
         encoders: dict[str, Callable[[], Encoder]] = {
@@ -284,6 +309,5 @@ class Files(Suite):
             "image": lambda: Image(model),
             "instruct": lambda: Instruct(model, prompt, max_length, pad_with_eos),
         }
-        super().__init__(
-            source, encoders[source.kind](), partitioner, source.tasks, clients_per_task, shots, max_train, max_test
-        )
+        encoder, limits = encoders[source.kind](), (max_train, max_test)
+        super().__init__(source, encoder, partitioner, source.tasks, clients_per_task, shots, *limits, unlabelled)

@@ -11,6 +11,7 @@ from tiny import ARCHITECTURES, bert, gpt2, samples, vit
 from transformers import AutoModel, AutoModelForCausalLM
 
 from fedfusion.client.train import Job, LocalTraining, evaluate
+from fedfusion.lora.curvature import curvature
 from fedfusion.lora.model import LoraModel, Model
 from fedfusion.lora.product import restrict
 from fedfusion.regularizers import Proximal
@@ -220,7 +221,7 @@ def test_exact_match_is_what_greedy_decoding_gives(tmp_path, rng):
 @pytest.mark.parametrize(
     "settings",
     [{"steps": 0}, {"batch_size": 0}, {"lr": 0.0}, {"threads": 0}, {"epochs": 0.0}, {"sharpness_rho": -1.0}]
-    + [{"ranks": []}, {"ranks": [0]}, {"cohort_size": 0}],
+    + [{"ranks": []}, {"ranks": [0]}, {"cohort_size": 0}, {"statistics_rows": 0}],
 )
 def test_meaningless_settings_are_refused(settings):
     with pytest.raises(FedfusionError, match="client."):
@@ -259,3 +260,21 @@ def test_a_head_stops_when_its_client_has_finished(tmp_path, rng):
     for job, result in zip(jobs, plan(model, jobs, **NAMES), strict=True):
         (alone,) = plan(model, [job], **NAMES)
         torch.testing.assert_close(result.head.to_tensor(), alone.head.to_tensor(), rtol=0, atol=1e-5)
+
+
+def test_statistics_are_taken_at_the_trained_adapter_and_head_by_each_clients_own_generator(tmp_path, rng):
+    model = LoraModel(bert(tmp_path), seed=0)
+    jobs = jobs_for("bert", model, rng, [9, 30])
+    settings = {"epochs": 1, "batch_size": 4, "lr": 0.05, "train_head": True}
+    plan = LocalTraining(statistics="curvature", statistics_rows=6, **settings)
+    silent = LocalTraining(**settings)(model, jobs, **NAMES)
+    for job, plain, result in zip(jobs, silent, plan(model, jobs, **NAMES), strict=True):
+        assert torch.equal(result.update, plain.update) and plain.curvature == {}
+        adapter, draws = job.start + result.update, {"rows": 6, "rng": generator(0, "curvature", 1, job.client)}
+        expected = curvature(model, adapter, job.data, result.head, **draws)
+        assert list(result.curvature) == list(expected)
+        for module, moments in expected.items():
+            assert all(torch.equal(a, b) for a, b in zip(result.curvature[module], moments, strict=True))
+    elsewhere = curvature(model, jobs[0].start, jobs[0].data, jobs[0].head, rows=6, rng=generator(0, "curvature", 1, 0))
+    module = model.layout.pairs[-1].module
+    assert not torch.allclose(elsewhere[module][1], plan(model, jobs, **NAMES)[0].curvature[module][1], rtol=1e-2)

@@ -2,15 +2,28 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
 
 from fedfusion.lora import product
-from fedfusion.types import Layout, Pair
+from fedfusion.types import FedfusionError, Layout, Pair
+
+SPACES = ("core", "left", "right", "dense")
 
 
 def dense(layout, vector):
     """All products `scale * B A` of an adapter, flattened into one vector: what product.py never forms."""
     parts = [p.scale * layout.entry(vector, p.b) @ layout.entry(vector, p.a) for p in layout.pairs]
     return torch.cat([part.flatten() for part in parts]).double()
+
+
+def with_rank(layout, rank):
+    """The same modules at another rank, with another scale, and the factors the other way round."""
+    names, shapes, pairs = [], [], []
+    for k, pair in enumerate(layout.pairs):
+        names += [f"{pair.module}.B", f"{pair.module}.A"]
+        shapes += [(layout.shapes[pair.b][0], rank), (rank, layout.shapes[pair.a][1])]
+        pairs.append(Pair(pair.module, 2 * k + 1, 2 * k, 0.5 + k))
+    return Layout(tuple(names), tuple(shapes), tuple(pairs))
 
 
 def test_gram_is_that_of_the_dense_products(layout, rng):
@@ -80,6 +93,38 @@ def test_truncation_is_the_best_of_its_rank(m, n, inner, rank):
     assert left.shape == (m, rank) and right.shape == (rank, n)
     torch.testing.assert_close(error, s[rank:].square().sum(), rtol=1e-3, atol=1e-6)
     assert abs(discarded - float(s[rank:].square().sum() / s.square().sum())) < 1e-6
+
+
+@pytest.mark.parametrize("m, n, inner", [(60, 40, 12), (30, 50, 80), (20, 80, 40)])
+def test_truncation_does_not_depend_on_the_factors(m, n, inner, rng):
+    """Whatever invertible matrix is between them, and where they are wider than the product."""
+    b, a = torch.randn(m, inner, generator=rng).double(), torch.randn(inner, n, generator=rng).double()
+    u, s, vt = torch.linalg.svd(b @ a)
+    best = (u[:, :9] * s[:9]) @ vt[:9]
+    q, _ = torch.linalg.qr(torch.randn(inner, inner, generator=rng).double())
+    change = q * torch.logspace(-3, 3, inner, dtype=torch.float64)
+    for pair in ((b, a), (b @ change, torch.linalg.solve(change, a))):
+        (left, right), discarded = product.truncate(pair, 9)
+        assert (left @ right - best).norm() < 1e-9 * best.norm()
+        assert discarded == pytest.approx(float(s[9:].square().sum() / s.square().sum()), abs=1e-12)
+    single, _ = product.truncate((b.float(), a.float()), 9)
+    assert (single[0] @ single[1] - best).norm() < 1e-6 * best.norm()
+
+
+def balanced(b, a):
+    """Whether both factors have orthogonal directions of the same length, the longest first."""
+    power = (b.T @ b).diag()
+    torch.testing.assert_close(b.T @ b, power.diag(), rtol=1e-4, atol=1e-4 * float(power[0]))
+    torch.testing.assert_close(a @ a.T, b.T @ b, rtol=1e-4, atol=1e-4 * float(power[0]))
+    assert (power[:-1] >= power[1:] - 1e-5 * power[0]).all()
+
+
+def test_what_is_truncated_is_balanced_and_has_no_noise_beyond_its_rank(rng):
+    b, a = torch.randn(30, 4, generator=rng), torch.randn(4, 20, generator=rng)
+    (left, right), discarded = product.truncate((torch.cat([b, 2 * b], 1), torch.cat([a, a])), 7)
+    balanced(left, right)
+    assert not left[:, 4:].any() and not right[4:].any() and left[:, :4].any(0).all()
+    assert discarded < 1e-12
 
 
 def test_truncation_of_nothing_discards_nothing():
@@ -177,3 +222,174 @@ def test_kappa_predicts_the_error_of_the_product_under_noise_on_the_factors(e, r
         power = product.distances(layout, vector, torch.zeros_like(vector))
         measured = float(product.distances(layout, noisy, vector.repeat(300, 1)).mean() / power)
         assert measured == pytest.approx(k * (2 * e + e * e), rel=0.05)
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_every_space_has_the_products(layout, space, rng):
+    vectors = torch.randn(3, layout.dim, generator=rng)
+    core = product.CoreSpace.of(layout, vectors, vectors[0], space)
+    coordinates = core.project(layout, vectors)
+    torch.testing.assert_close(
+        coordinates.double() @ coordinates.T.double(), product.gram(layout, vectors), rtol=1e-4, atol=1e-4
+    )
+    weights = torch.tensor([0.1, 0.2, 0.7])
+    torch.testing.assert_close(core.mean(layout, vectors, weights), weights @ coordinates, rtol=1e-4, atol=1e-4)
+    assert [u is None for u in core.left] == [space in ("right", "dense")] * 2
+    assert [v is None for v in core.right] == [space in ("left", "dense")] * 2
+    wide = with_rank(layout, 9)
+    for row, vector in zip(coordinates, vectors, strict=True):
+        adapter, discarded = core.to_adapter(row, wide)
+        assert max(discarded.values()) < 1e-10
+        for back in (adapter, core.embed(row, wide)):
+            torch.testing.assert_close(dense(wide, back), dense(layout, vector), rtol=1e-4, atol=1e-4)
+    if space == "dense":
+        torch.testing.assert_close(coordinates[1].double(), dense(layout, vectors[1]), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_the_adapter_is_the_best_of_its_rank_and_balanced(layout, space, rng):
+    vectors = torch.randn(3, layout.dim, generator=rng)
+    core = product.CoreSpace.of(layout, vectors, vectors[0], space)
+    narrow = with_rank(layout, 3)
+    adapter, discarded = core.to_adapter(core.project(layout, vectors).sum(0), narrow)
+    for pair, own in zip(layout.pairs, narrow.pairs, strict=True):
+        total = sum(torch.matmul(*product.factors(layout, pair, v)) for v in vectors).double()
+        b, a = product.factors(narrow, own, adapter)
+        balanced(b, a)  # the scale is in one of them
+        s = torch.linalg.svdvals(total)
+        lost = s[3:].square().sum()
+        torch.testing.assert_close((b @ a - total).square().sum(), lost, rtol=1e-3, atol=1e-5)
+        assert discarded[pair.module] == pytest.approx(float(lost / s.square().sum()), abs=1e-6)
+
+
+def bases(space, rng):
+    """The bases of one module of 30x20 in three adapters of rank 4, and the stacks that they are bases of."""
+    layout = Layout(("A", "B"), ((4, 20), (30, 4)), (Pair("w", 0, 1, 2.0),))
+    vectors = torch.randn(3, layout.dim, generator=rng)
+    b, a = product.factors(layout, layout.pairs[0], vectors)
+    core = product.CoreSpace.of(layout, vectors, vectors[0], space)
+    b, a, products = torch.cat(list(b), 1), torch.cat(list(a), 0), torch.cat(list(b @ a), 1)
+    return core.left[0], core.right[0], b, a, products
+
+
+@pytest.mark.parametrize("space", ["core", "left", "right"])
+def test_the_bases_are_singular_vectors_the_strongest_first(space, rng):
+    u, v, b, a, products = bases(space, rng)
+    stacks = {"core": [(u, b), (v, a.T)], "left": [(u, products)], "right": [(v, a.T)]}[space]
+    for basis, columns in stacks:
+        assert basis.shape[1] == 12
+        torch.testing.assert_close(basis.T @ basis, torch.eye(12), rtol=0, atol=1e-5)
+        along = basis.T @ columns  # orthogonal rows, whose lengths are the singular values
+        expected = torch.linalg.svdvals(columns)[:12].square().diag()
+        torch.testing.assert_close(along @ along.T, expected, rtol=1e-4, atol=1e-4 * float(expected[0, 0]))
+
+
+@pytest.mark.parametrize("share, kept", [(1e-2, 6), (1e-5, 6), (1e-9, 3), (0.0, 3)])
+@pytest.mark.parametrize("r, n", [(3, 40), (3, 5)])
+def test_what_clients_share_is_in_the_basis_once(share, kept, r, n, rng):
+    """Clients that train from one `A` differ from it by a share: what single precision cannot hold is no direction."""
+    layout = Layout(("A", "B"), ((r, n), (20, r)), (Pair("w", 0, 1, 1.0),))
+    vectors = torch.randn(2, layout.dim, generator=rng, dtype=torch.float64)
+    a = layout.entry(vectors, 0)
+    a[1] = a[0] + share * a[1]
+    core = product.CoreSpace.of(layout, vectors, vectors[0])
+    v = core.right[0]
+    assert core.layout.shapes == ((6, min(kept, n)),) and core.rank == min(kept, n)
+    torch.testing.assert_close(v.T @ v, torch.eye(v.shape[1], dtype=v.dtype), rtol=0, atol=1e-8)
+    assert (a - a @ v @ v.T).norm() < 1e-7 * a.norm()
+
+
+def test_a_stack_of_nothing_has_a_basis(layout):
+    core = product.CoreSpace.of(layout, torch.zeros(2, layout.dim), torch.zeros(layout.dim))
+    assert core.rank == 1 and not core.project(layout, torch.zeros(2, layout.dim)).any()
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_embedding_is_linear_and_its_gradient_exact(space, rng):
+    layout = Layout(("A", "B", "bias"), ((2, 5), (7, 2), (3,)), (Pair("x", 0, 1, 0.5),))
+    vectors, initial = torch.randn(2, layout.dim, generator=rng), torch.randn(layout.dim, generator=rng)
+    core = product.CoreSpace.of(layout, vectors, initial, space)
+    wide = Layout(("bias", "B", "A"), ((3,), (7, 8), (8, 5)), (Pair("x", 2, 1, 4.0),))
+    coordinates = core.project(layout, vectors)
+    torch.testing.assert_close(wide.entry(core.embed(coordinates[1], wide), 0), layout.entry(vectors[1], 2))
+    weights = torch.randn(7, 5, generator=rng)
+    coefficients = torch.tensor([0.3, -0.8], requires_grad=True)
+    b, a = product.factors(wide, wide.pairs[0], core.embed(coefficients @ coordinates, wide))
+    ((b @ a) * weights).sum().backward()
+    products = torch.matmul(*product.factors(layout, layout.pairs[0], vectors))
+    torch.testing.assert_close(coefficients.grad, (products * weights).sum((1, 2)), rtol=1e-4, atol=1e-4)
+
+
+def test_embedding_cuts_nothing_off(layout, rng):
+    vectors = torch.randn(2, layout.dim, generator=rng)
+    core = product.CoreSpace.of(layout, vectors, vectors[0])
+    coordinates = core.project(layout, vectors)[0]
+    assert core.rank == 4
+    assert core.embed(coordinates, with_rank(layout, 4)).isfinite().all()
+    with pytest.raises(FedfusionError, match="rank 3 at 'x', the coordinates need 4 .raise its rank to 4"):
+        core.embed(coordinates, with_rank(layout, 3))
+
+
+@given(st.lists(st.floats(0.0, 1.0), min_size=6, max_size=6), st.floats(0.01, 1.0))
+def test_the_rank_of_an_energy_is_the_smallest_that_keeps_it_in_every_module(values, energy):
+    rng = torch.Generator().manual_seed(0)
+    layout = Layout(("x", "y"), ((4, 6), (5, 4)))
+    parts = []
+    for shape, s in zip(layout.shapes, (values[:4], values[2:]), strict=True):
+        u, v = (torch.linalg.qr(torch.randn(side, 4, generator=rng).double())[0] for side in shape)
+        parts.append(((u * torch.tensor(s, dtype=torch.float64)) @ v.T).flatten())
+    rank = product.CoreSpace(layout, (None, None), (None, None), torch.zeros(0)).rank_of(torch.cat(parts), energy)
+    shares = []
+    for s in (values[:4], values[2:]):
+        power = torch.tensor(sorted(s, reverse=True), dtype=torch.float64).square()
+        total = float(power.sum())
+        shares.append((power.cumsum(0) / total).tolist() if total > 0 else [1.0] * 4)
+    slack = 1e-9
+    assert all(share[rank - 1] >= energy - slack for share in shares)
+    assert rank == 1 or any(share[rank - 2] < energy + slack for share in shares)
+
+
+def test_all_of_the_energy_is_the_rank_of_the_coordinates(rng):
+    layout = Layout(("A", "B"), ((3, 30), (40, 3)), (Pair("x", 0, 1, 1.0),))
+    vectors = torch.randn(4, layout.dim, generator=rng)
+    core = product.CoreSpace.of(layout, vectors, vectors[0])
+    coordinates = core.project(layout, vectors)
+    assert core.rank_of(coordinates[0], 1.0) == 3 and core.rank_of(coordinates.sum(0), 1.0) == 12
+    for energy in (0.0, 1.01, float("nan")):
+        with pytest.raises(FedfusionError, match="energy to keep must be in"):
+            core.rank_of(coordinates[0], energy)
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_second_moments_are_those_of_what_goes_through_the_bases(layout, space, rng):
+    vectors = torch.randn(2, layout.dim, generator=rng)
+    core = product.CoreSpace.of(layout, vectors, vectors[0], space)
+    x, g = torch.randn(3, 11, 5, generator=rng), torch.randn(3, 11, 7, generator=rng)
+    moments = core.curvature({"x": (x.mT @ x, g.mT @ g)})
+    assert set(moments) == {"x"} and core.curvature({}) == {}
+    u, v = core.left[0], core.right[0]
+    inside, out = x if v is None else x @ v, g if u is None else g @ u
+    torch.testing.assert_close(moments["x"][0], inside.mT @ inside, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(moments["x"][1], out.mT @ out, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind, rank", [("cat", 9), ("svd", 9), ("svd", 4)])
+def test_oracle_peft_merges(kind, rank, rng):
+    """peft's own exact merge of weighted adapters, by stacking and by a dense decomposition."""
+    config = LoraConfig(r=3, lora_alpha=6, target_modules=["0"], init_lora_weights=False)
+    model = get_peft_model(torch.nn.Sequential(torch.nn.Linear(12, 10)), config, "0")
+    for name in ("1", "2"):
+        model.add_adapter(name, config)
+    layer, weights = model.base_model.model[0], [0.5, 0.2, 1.5]
+    layout = Layout(("A", "B"), ((3, 12), (10, 3)), (Pair("0", 0, 1, 2.0),))
+    with torch.no_grad():
+        vectors = torch.stack(
+            [layout.flatten({"A": layer.lora_A[k].weight, "B": layer.lora_B[k].weight}) for k in ("0", "1", "2")]
+        )
+    ranks = {"svd_rank": rank} if kind == "svd" else {}
+    model.add_weighted_adapter(["0", "1", "2"], weights, "merged", combination_type=kind, **ranks)
+    core = product.CoreSpace.of(layout, vectors, torch.zeros(layout.dim))
+    target = with_rank(layout, rank)
+    adapter, _ = core.to_adapter(core.mean(layout, vectors, torch.tensor(weights)), target)
+    b, a = product.factors(target, target.pairs[0], adapter)
+    torch.testing.assert_close(b @ a, layer.get_delta_weight("merged").detach(), rtol=1e-4, atol=1e-5)

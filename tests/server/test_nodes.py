@@ -1,12 +1,19 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from fedfusion.apps import client_app
+from fedfusion.client.train import Job
+from fedfusion.config import build, resolve, to_json
 from fedfusion.federation.inline import InlineGrid
+from fedfusion.lora.model import LoraModel
 from fedfusion.server.nodes import Nodes
-from fedfusion.types import FedfusionError, Layout
+from fedfusion.tasks.heads import PrototypeHead
+from fedfusion.types import FedfusionError, Layout, Pair
 
 
 class Suite:
@@ -137,3 +144,108 @@ def test_a_group_that_fails_is_asked_again_client_by_client():
     assert asked == [[0, 1, 2], [3], [0], [1], [2]]
     assert updates.clients == (0, 2, 3) and torch.equal(updates.vectors, adapters[[0, 2, 3]])
     assert dropped == {1: "RuntimeError: out of battery"}
+
+
+PAIRS = Layout(("A", "B"), ((1, 3), (2, 1)), (Pair("m", 0, 1, 1.0),))
+SENDING = replace(NODES, statistics=True)
+
+
+def informed(node, client, **moments):
+    """A reply with statistics, of which `moments` replaces some."""
+    sent = {"inputs": np.diag([4.0, 1.0, 0.0]), "gradients": np.array([[2.0, -2.0], [-2.0, 2.0]])} | moments
+    message = reply(node, client, np.ones((1, 5), np.float32))
+    named = {f"{client}.{kind}.m": Array(np.asarray(matrix, np.float32)) for kind, matrix in sent.items()}
+    message.content["statistics"] = ArrayRecord(named)
+    return message
+
+
+def test_statistics_come_by_client_and_module_of_those_that_are_believed():
+    replies = [informed(9, 2), informed(7, 0, inputs=np.full((3, 3), 2.0))]
+    updates, dropped = SENDING.collect(replies, {0, 2}, torch.zeros(3, 5), Suite(), PAIRS)
+    assert updates.clients == (0, 2) and not dropped
+    found = SENDING.curvature(replies, updates.clients, PAIRS)
+    assert list(found) == [0, 2] and list(found[0]) == ["m"]
+    assert torch.equal(found[0]["m"][0], torch.full((3, 3), 2.0))
+    assert torch.equal(found[2]["m"][1], torch.tensor([[2.0, -2.0], [-2.0, 2.0]]))
+    assert list(SENDING.curvature(replies, [2], PAIRS)) == [2] and NODES.curvature(replies, [0, 2], PAIRS) == {}
+
+
+@pytest.mark.parametrize(
+    "kind, matrix, reason",
+    [
+        ("inputs", np.eye(2), "sent float32 (2, 2) as inputs of 'm', expected float32 (3, 3)"),
+        ("gradients", np.ones(2), "sent float32 (2,) as gradients of 'm', expected float32 (2, 2)"),
+        ("inputs", np.diag([1.0, np.nan, 1.0]), "sent inputs of 'm' that are no second moments"),
+        ("inputs", np.diag([1.0, np.inf, 1.0]), "sent inputs of 'm' that are no second moments"),
+        ("inputs", np.diag([1.0, -1e-5, 1.0]), "sent inputs of 'm' that are no second moments"),
+        ("gradients", [[1.0, 0.5], [0.4, 1.0]], "sent gradients of 'm' that are no second moments"),
+        ("gradients", [[1.0, 1.1], [1.1, 1.0]], "sent gradients of 'm' that are no second moments"),
+    ],
+)
+def test_whoever_sends_what_is_no_statistics_is_dropped(kind, matrix, reason):
+    replies = [informed(7, 0, **{kind: matrix}), informed(8, 1)]
+    updates, dropped = SENDING.collect(replies, {0, 1}, torch.zeros(3, 5), Suite(), PAIRS)
+    assert updates.clients == (1,) and dropped == {0: reason}
+    assert NODES.collect(replies, {0, 1}, torch.zeros(3, 5), Suite(), PAIRS)[0].clients == (0, 1)  # not asked for
+
+
+def test_whoever_sends_no_statistics_is_dropped_where_they_are_asked_for():
+    bare, partial = reply(7, 0, np.ones((1, 5), np.float32)), informed(8, 1)
+    partial.content["statistics"] = ArrayRecord({"1.inputs.m": Array(np.eye(3, dtype=np.float32))})
+    updates, dropped = SENDING.collect([bare, partial, informed(9, 2)], {0, 1, 2}, torch.zeros(3, 5), Suite(), PAIRS)
+    assert updates.clients == (2,) and "statistics" in dropped[0] and "1.gradients.m" in dropped[1]
+
+
+def test_of_a_group_only_those_with_malformed_statistics_are_dropped():
+    app, asked = ClientApp(), []
+
+    @app.train()
+    def train(message, context):
+        clients = list(message.content.config_records["config"]["clients"])
+        asked.append(clients)
+        start = message.content.array_records["arrays"]["start"].numpy()
+        metrics = dict.fromkeys(("num_examples", "train_loss", "accuracy", "loss"), [1.0] * len(clients))
+        facts = ConfigRecord({"clients": clients, "failed": [], "reasons": []})
+        named = {}
+        for client in clients:
+            named[f"{client}.inputs.m"] = Array(np.eye(3, dtype=np.float32) * (client - 1))
+            named[f"{client}.gradients.m"] = Array(np.eye(2, dtype=np.float32))
+        content = {"arrays": ArrayRecord({"vectors": Array(start)}), "metrics": MetricRecord(metrics), "config": facts}
+        return Message(RecordDict(content | {"statistics": ArrayRecord(named)}), reply_to=message)
+
+    nodes, adapters = Nodes("{}", {1: [0, 1, 2]}, statistics=True), torch.zeros(3, 5)
+    heads = {f"task-{client}": None for client in range(3)}
+    messages = nodes.messages(1, nodes.groups({0, 1, 2}, 3), adapters, Suite(), heads, {})
+    replies = nodes.exchange(InlineGrid(app, 1, 10.0), messages, 3, 1.0, lambda *_: None, PAIRS)
+    updates, dropped = nodes.collect(replies, {0, 1, 2}, adapters, Suite(), PAIRS)
+    assert asked == [[0, 1, 2], [0], [1], [2]] and updates.clients == (1, 2) and set(dropped) == {0}
+    assert list(nodes.curvature(replies, updates.clients, PAIRS)) == [1, 2]
+
+
+def test_clients_send_the_statistics_that_they_computed():
+    overrides = [
+        "client.steps=1",
+        "client.statistics=curvature",
+        "client.statistics_rows=4",
+        "suite.clients_per_task=1",
+    ]
+    cfg = resolve([*overrides, "client.cohort_size=2", "model.lora.target_modules=[q_proj]"])
+    experiment, text = build(cfg), to_json(cfg)
+    model = LoraModel(experiment.model, 0)
+    heads = {
+        t: PrototypeHead(torch.eye(experiment.suite.num_classes(t), 128), torch.zeros(128))
+        for t in experiment.suite.tasks
+    }
+    grid, adapters = InlineGrid(client_app, 1, 60.0), model.initial.repeat(experiment.suite.num_clients, 1)
+    nodes = Nodes.meet(grid, text, experiment.suite.num_clients, timeout=60.0, statistics=True)
+    messages = nodes.messages(1, nodes.groups({0, 3}, 2), adapters, experiment.suite, heads, {})
+    replies = nodes.exchange(grid, messages, 2, 60.0, lambda *_: None, model.layout)
+    updates, dropped = nodes.collect(replies, {0, 3}, adapters, experiment.suite, model.layout)
+    found = nodes.curvature(replies, updates.clients, model.layout)
+    jobs = [Job(c, model.initial, experiment.suite.train(c, 0), heads[experiment.suite.task_of(c)]) for c in (0, 3)]
+    trained = experiment.client(model, jobs, seed=0, server_round=1)
+    assert list(found) == [0, 3] and not dropped
+    for (client, own), result in zip(found.items(), trained, strict=True):
+        assert list(own) == list(result.curvature) == [pair.module for pair in model.layout.pairs], client
+        for module, moments in own.items():
+            assert all(torch.equal(a, b) for a, b in zip(moments, result.curvature[module], strict=True))

@@ -116,7 +116,7 @@ def test_trained_heads_stay_with_their_task(tmp_path):
     heads = load_file(tmp_path / "adapter" / "heads.safetensors")
     assert set(heads) == {"upright-digit", "flipped-size"}
     for task, head in heads.items():
-        assert (head == stored[f"head.{task}"]).all()
+        assert (head == stored[f"heads.{task}"]).all()
 
 
 def test_clients_of_lower_rank_are_sent_what_they_can_hold(tmp_path):

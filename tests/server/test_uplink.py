@@ -61,7 +61,8 @@ def test_a_round_of_which_nothing_arrives_keeps_the_last_model(tmp_path):
     lost = run(tmp_path / "lost", "channel=mimo", "channel.deadline_s=1e-6")
     assert [record["believed"] for record in lost["rounds"]] == [0, 0] and lost["clients"] == {}
     for record in lost["rounds"]:
-        assert record["mean"]["fused_received"] == record["mean"]["realigned"] == lost["mean"]["base"]
+        assert record["mean"]["fused_received"] == lost["mean"]["base"]
+        assert record["mean"]["realigned"] == lost["mean"]["control"]  # the server's few samples are there all the same
         assert "personal" not in record["mean"] and len(record["dropped"]) == 4
         assert all("channel.deadline_s=1e-06" in reason for reason in record["dropped"].values())
 

@@ -1,0 +1,1 @@
+"""Without a federation: fuse LoRA adapters that exist already, and measure one."""

@@ -1,0 +1,101 @@
+"""What a person looks at after a merge or an evaluation: the model card, and a short table."""
+
+import inspect
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from omegaconf import OmegaConf
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from fedfusion.offline.adapters import PREFIX, base_name
+from fedfusion.types import Fusion
+
+SHOWN = 8  # modules in the card's table of losses
+LOST = 0.0005  # of a module's energy: what is less is not worth a word
+
+
+def text(facts: Mapping[str, Any], rule: Fusion) -> str:
+    """The model card of a merge, with the metadata that the Hugging Face hub reads."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"), trim_blocks=True, lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )  # fmt: skip
+    description, reference = documented(rule)
+    discarded = facts["merged"]["discarded_by_module"]
+    lossy = sorted(((share, module) for module, share in discarded.items() if share >= LOST), reverse=True)
+    more = {
+        "base": base_name(facts["base"]),
+        "description": description,
+        "reference": reference,
+        "notes": notes(facts),
+        "lossy": [(module.removeprefix(PREFIX), share) for share, module in lossy[:SHOWN]],
+        "config_yaml": OmegaConf.to_yaml(OmegaConf.create(facts["config"])).rstrip(),
+    }
+    return environment.get_template("card.md.j2").render(dict(facts) | more) + "\n"
+
+
+def documented(rule: Fusion) -> tuple[str, str]:
+    """What the documentation of a rule says before its parameters, and its references, as Markdown."""
+    parts = re.split(r"\n+(\w+)\n-+\n", inspect.getdoc(type(rule)) or "")
+    sections = dict(zip(parts[1::2], parts[2::2], strict=True))
+    description = re.sub(r"\.\. math::\s*", "    ", re.sub(r":\w+:`", "`", parts[0]))
+    return description.strip(), " ".join(sections.get("References", "").split())
+
+
+def notes(facts: Mapping[str, Any]) -> list[str]:
+    """What a reader of the table must know."""
+    merged, said = facts["merged"], []
+    if merged["discarded"] >= LOST:
+        said.append(
+            f"rank {merged['rank']} discards up to {merged['discarded']:.1%} of a module's energy, most in "
+            f"{merged['discarded_most_in'].removeprefix(PREFIX)} (rank=null loses nothing)"
+        )
+    else:
+        said.append(f"rank {merged['rank']} loses nothing of the fused products")
+    if facts["heads"]:
+        said.append(f"heads.safetensors holds the heads of {', '.join(facts['heads'])}")
+    for task in facts["contradicted_heads"]:
+        said.append(f"the adapters have different heads for {task}: it has none here")
+    if facts["per_task"]:
+        lost = max(part["discarded"] for part in facts["per_task"].values())
+        then = f", whose ranks discard up to {lost:.1%} of a module's energy" if lost >= LOST else ""
+        said.append(f"per_task/ holds what the rule has for each task alone{then}")
+    return said
+
+
+def show_merge(facts: Mapping[str, Any], console: Console | None = None) -> None:
+    """Print the adapters, what they became, and what a reader must know."""
+    console = console or Console(highlight=False)
+    table = _table("adapter", "rank", "norm", "cosine")
+    for i, row in enumerate(facts["adapters"]):
+        cells = (str(row["rank"]), f"{row['norm']:.4g}", f"{row['cosine']:.3f}")
+        table.add_row(row["name"], *cells, end_section=i == len(facts["adapters"]) - 1)
+    table.add_row("merged", str(facts["merged"]["rank"]), f"{facts['merged']['norm']:.4g}", "")
+    console.print(table)
+    for line in notes(facts):
+        console.print(line, markup=False)
+
+
+def show_evaluation(results: Mapping[str, Any], console: Console | None = None) -> None:
+    """Print the scores of the adapter beside those of its base."""
+    console = console or Console(highlight=False)
+    table = _table("task", "base", "adapter", "loss of\nbase", "loss of\nadapter", title=f"test {results['measure']}")
+    for i, (task, scores) in enumerate(results["tasks"].items()):
+        cells = [f"{scores[name][what]:.3f}" for what in ("accuracy", "loss") for name in ("base", "adapter")]
+        table.add_row(task, *cells, end_section=i == len(results["tasks"]) - 1)
+    for name, key in (("mean", "mean"), ("worst task", "worst")):
+        table.add_row(name, *(f"{results[key][which]:.3f}" for which in ("base", "adapter")), "", "")
+    console.print(table)
+
+
+def _table(first: str, *columns: str, title: str | None = None) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column(first, no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table

@@ -1,0 +1,191 @@
+"""Fuse LoRA adapters that exist already into one, as the server of a federation fuses those of its tasks."""
+
+import contextlib
+import os
+import shlex
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from hydra.core.override_parser.types import Override
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from fedfusion import __version__, config
+from fedfusion.lora.product import CoreSpace, norms
+from fedfusion.offline import card
+from fedfusion.offline.adapters import common, fit, of_rank, read_all, unite, write
+from fedfusion.offline.evaluate import evaluator_of
+from fedfusion.offline.settings import DATA, resolve
+from fedfusion.rng import generator
+from fedfusion.server.evaluation import Evaluator
+from fedfusion.types import Evidence, FedfusionError, Fusion, Layout, Serving
+
+TAKES = ("fusion", "rank", "seed", *DATA)
+Exported = tuple[Tensor, Layout, dict[str, float]]  # adapter, its layout, and the energy its rank discards, by module
+
+
+def merge(sources: Sequence[str], overrides: Sequence[str], out: Path, per_task: bool = False) -> dict[str, Any]:
+    """Fuse the adapters in `sources` into the new folder `out`, and say what was done.
+
+    Parameters
+    ----------
+    sources
+        PEFT folders, or hub ids.
+    overrides
+        `fusion`, `seed` and `rank`: a number of directions, the share of the energy that every module keeps, or null,
+        which loses nothing. For a rule that needs data also `suite`, `model` and `head`; the tasks of the suite are
+        those of the adapters, in their order.
+    out
+        It must not exist.
+    per_task
+        Write what the rule has for devices that know their task, too.
+
+    Raises
+    ------
+    FedfusionError
+        With one sentence per problem; nothing is written then.
+    """
+    if out.exists():
+        raise FedfusionError(f"--out {out} exists already and is never overwritten (choose another)")
+    cfg, given = resolve("merge", overrides, TAKES)
+    experiment, rank = config.build(cfg), _rank(given)
+    rule, seed = experiment.fusion, experiment.seed
+    _check(rule, len(sources), [override.key_or_group for override in given], per_task)
+    adapters = read_all(sources)
+    evaluator = evaluator_of(experiment, adapters) if rule.data != "none" else None
+    if evaluator and len(evaluator.suite.tasks) != len(adapters):
+        raise FedfusionError(
+            f"suite.tasks names {len(evaluator.suite.tasks)} tasks, but there are {len(adapters)} adapters (name the "
+            "task of each adapter, in their order)"
+        )
+    layout = evaluator.model.layout if evaluator else common(adapters)
+    rows = torch.stack([fit(adapter, layout) for adapter in adapters])
+    core = CoreSpace.of(layout, rows, torch.zeros(layout.dim), space=rule.space)
+    vectors = core.project(layout, rows)
+    fused = rule(vectors, core.layout, _evidence(rule, core, seed, evaluator))
+    served = vectors[:0]
+    if per_task and isinstance(rule, Serving):
+        served = rule.served(vectors, core.layout, _evidence(rule, core, seed, evaluator))
+    if not (fused.isfinite().all() and served.isfinite().all()):
+        raise FedfusionError(f"{_name(rule)} makes entries of these adapters that are not finite (choose another rule)")
+    exported = [_export(core, coordinates, layout, rank) for coordinates in (fused, *served)]
+
+    keys = ("suite", "model", "head") if evaluator else ()
+    settings = {"fusion": cfg.fusion, "rank": rank, "seed": seed} | {key: cfg[key] for key in keys}
+    heads, contradicted = unite(adapters)
+    facts = {
+        "fedfusion": __version__,
+        "command": _command(sources, overrides, out, per_task),
+        "out": str(out),
+        "base": adapters[0].base,
+        "adapters": [
+            {
+                "name": adapter.name,
+                "source": adapter.source,
+                "sha256": adapter.sha256,
+                "rank": adapter.rank,
+                "norm": float(vector.double().norm()),
+                "cosine": float(F.cosine_similarity(vector.double(), fused.double(), 0)),
+            }
+            for adapter, vector in zip(adapters, vectors, strict=True)
+        ],
+        "merged": _facts(*exported[0]),
+        "per_task": {a.name: _facts(*part) for a, part in zip(adapters if per_task else (), exported[1:], strict=True)},
+        "heads": sorted(heads),
+        "contradicted_heads": contradicted,
+        "config": OmegaConf.to_container(OmegaConf.create(settings), resolve=True),
+    }
+    with _whole(out) as folder:
+        write(folder, *exported[0][:2], adapters, heads)
+        (folder / "README.md").write_text(card.text(facts, rule))
+        for adapter, part in zip(adapters if per_task else (), exported[1:], strict=True):
+            write(folder / "per_task" / adapter.name, *part[:2], adapters, adapter.heads)
+    return facts
+
+
+def _rank(given: Sequence[Override]) -> int | float | None:
+    """The last `rank=` among the overrides."""
+    rank = next((override.value() for override in reversed(given) if override.key_or_group == "rank"), None)
+    if rank is None or (isinstance(rank, int) and not isinstance(rank, bool) and rank >= 1):
+        return rank
+    if isinstance(rank, float) and 0 < rank <= 1:
+        return rank
+    raise FedfusionError(
+        f"rank must be a number of directions (16), the share of the energy to keep (0.95) or null, got {rank}"
+    )
+
+
+def _check(rule: Fusion, adapters: int, keys: Sequence[str], per_task: bool) -> None:
+    """Refuse what cannot be done with these files, before they are read."""
+    data = [key for key in keys if key.partition(".")[0] in DATA]
+    if adapters < 2:
+        raise FedfusionError(f"merge needs two adapters or more, got {adapters} (give PEFT folders or hub ids)")
+    if rule.data == "client statistics":
+        raise FedfusionError(
+            f"{_name(rule)} needs statistics of the clients' data, which adapters do not carry (choose another rule, "
+            "or `fedfusion run`)"
+        )
+    if rule.data != "none" and "suite" not in keys:
+        raise FedfusionError(
+            f"{_name(rule)} learns from samples of every task ({rule.data}), and none are given (add suite=, model= "
+            "and head=, or choose a rule that needs no data)"
+        )
+    if rule.data == "none" and data:
+        raise FedfusionError(f"{data[0]} would change nothing: {_name(rule)} needs no data (drop it)")
+    if per_task and not isinstance(rule, Serving):
+        raise FedfusionError(
+            f"--per-task: {_name(rule)} has one vector for all tasks (drop it, or choose a rule with one for each)"
+        )
+
+
+def _name(rule: Fusion) -> str:
+    return f"fusion={type(rule).__name__}"
+
+
+def _evidence(rule: Fusion, core: CoreSpace, seed: int, evaluator: Evaluator | None) -> Evidence:
+    probe = None
+    if evaluator:
+        probe = evaluator.unlabelled(core) if rule.data == "unlabelled" else evaluator.probe(core)
+    return Evidence(generator(seed, "fusion"), probe=probe)
+
+
+def _export(core: CoreSpace, coordinates: Tensor, layout: Layout, rank: int | float | None) -> Exported:
+    """The adapter of that rank, or of the rank that keeps that share of the energy, or of one that loses nothing."""
+    number = core.rank_of(coordinates, rank) if isinstance(rank, float) else rank
+    target = of_rank(layout, number or core.rank)
+    vector, discarded = core.to_adapter(coordinates, target)
+    return vector, target, discarded
+
+
+def _facts(vector: Tensor, layout: Layout, discarded: Mapping[str, float]) -> dict[str, Any]:
+    """Rank, norm, and the energy that the rank discards of each module."""
+    worst = max(discarded, key=lambda module: discarded[module])
+    return {
+        "rank": layout.shapes[layout.pairs[0].a][0],
+        "norm": float(norms(layout, vector[None])),
+        "discarded": discarded[worst],
+        "discarded_most_in": worst,
+        "discarded_by_module": dict(discarded),
+    }
+
+
+def _command(sources: Sequence[str], overrides: Sequence[str], out: Path, per_task: bool) -> str:
+    options = ["--out", str(out), *(["--per-task"] if per_task else [])]
+    return shlex.join(["fedfusion", "merge", *sources, *overrides, *options])
+
+
+@contextlib.contextmanager
+def _whole(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that becomes `out` in the end, or vanishes."""
+    folder = out.parent / f".{out.name}.{os.getpid()}.tmp"
+    try:
+        yield folder
+        folder.rename(out)
+    except OSError as error:
+        raise FedfusionError(f"--out {out} cannot be written ({error})") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

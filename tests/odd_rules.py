@@ -1,0 +1,30 @@
+"""Fusion rules for tests: one that misbehaves, and one that asks the server's samples."""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Infinite:
+    """Divides by zero."""
+
+    space = "core"
+    data = "none"
+
+    def __call__(self, task_vectors, layout, evidence):
+        return task_vectors.sum(0) / 0
+
+
+@dataclass(frozen=True)
+class Best:
+    """The one task vector with the lowest loss on the samples of all tasks, or the lowest entropy."""
+
+    data: str = "few labels"
+
+    space = "core"
+
+    def __call__(self, task_vectors, layout, evidence):
+        probe = evidence.probe
+        measure = probe.loss if self.data == "few labels" else probe.entropy
+        return task_vectors[int(torch.stack([measure(v, torch.arange(len(probe))) for v in task_vectors]).argmin())]
