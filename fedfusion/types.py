@@ -419,6 +419,31 @@ class Serving(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Repair:
+    """What a realigner may use beside the fused adapter.
+
+    Attributes
+    ----------
+    rng
+        The generator of its draws.
+    probe
+        The server's samples, as a function of the adapter `[d]`.
+    layout
+        Of the adapter.
+    base : [d]
+        The adapter whose product is zero, from which the control starts.
+    tasks : [d]
+        Adapters of the single tasks as received, by index of the task; none unless the realigner `needs_tasks`.
+    """
+
+    rng: torch.Generator
+    probe: Probe
+    layout: Layout
+    base: Tensor
+    tasks: Mapping[int, Tensor] = field(default_factory=dict)
+
+
 class Realigner(Protocol):
     """Repairs the fused adapter with a few samples."""
 
@@ -427,8 +452,8 @@ class Realigner(Protocol):
         """Whether it learns from the adapters of the single tasks, as received."""
         ...
 
-    def __call__(self, fused: Tensor, tasks: Tensor, probe: Probe, rng: torch.Generator) -> Tensor:
-        """The repaired adapter `[d]` of `fused [d]`; `tasks [T, d]` are adapters (`[0, d]` unless `needs_tasks`)."""
+    def __call__(self, fused: Tensor, repair: Repair) -> Tensor:
+        """The repaired adapter `[d]` of `fused [d]`, which itself stays as it is."""
         ...
 
 

@@ -26,5 +26,7 @@ class Best:
 
     def __call__(self, task_vectors, layout, evidence):
         probe = evidence.probe
+        labels = [labels for _, labels in probe.logits(task_vectors[0], torch.arange(len(probe))).values()]
+        assert self.data == "few labels" or (torch.cat(labels) == -1).all()
         measure = probe.loss if self.data == "few labels" else probe.entropy
         return task_vectors[int(torch.stack([measure(v, torch.arange(len(probe))) for v in task_vectors]).argmin())]

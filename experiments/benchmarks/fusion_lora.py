@@ -18,8 +18,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
-from fedfusion.fusion import Isotropic, TsvM
-from fedfusion.fusion.ties import Ties
+from fedfusion.fusion import Isotropic, Ties, TsvM
 from fedfusion.lora.product import CoreSpace, factors, stack, truncate
 from fedfusion.types import Evidence, Fusion, Layout, Pair
 

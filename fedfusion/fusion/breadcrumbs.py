@@ -1,7 +1,7 @@
 """Model Breadcrumbs: neither the small entries nor the outliers."""
 
 from dataclasses import dataclass
-from math import floor
+from math import floor, inf
 from typing import ClassVar, Literal
 
 import torch
@@ -54,8 +54,8 @@ class Breadcrumbs:
             raise FedfusionError(
                 f"fusion.beta and fusion.gamma must be 0 <= beta < gamma <= 1, got {self.beta} and {self.gamma}"
             )
-        if not self.coefficient >= 0:
-            raise FedfusionError(f"fusion.coefficient must be at least 0, got {self.coefficient}")
+        if not 0 <= self.coefficient < inf:
+            raise FedfusionError(f"fusion.coefficient must be finite and at least 0, got {self.coefficient}")
 
     def __call__(self, task_vectors: Tensor, layout: Layout, evidence: Evidence) -> Tensor:
         """Return the fused vector `[D]` of `task_vectors [T, D]`."""

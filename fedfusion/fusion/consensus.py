@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import inf
 from typing import ClassVar, Literal
 
 from torch import Tensor
@@ -48,8 +49,8 @@ class Consensus:
 
     def __post_init__(self) -> None:
         for key in ("threshold", "agree", "coefficient"):
-            if not getattr(self, key) >= 0:
-                raise FedfusionError(f"fusion.{key} must be at least 0, got {getattr(self, key)}")
+            if not 0 <= getattr(self, key) < inf:
+                raise FedfusionError(f"fusion.{key} must be finite and at least 0, got {getattr(self, key)}")
 
     def __call__(self, task_vectors: Tensor, layout: Layout, evidence: Evidence) -> Tensor:
         """Return the fused vector `[D]` of `task_vectors [T, D]`."""

@@ -1,6 +1,7 @@
 """DARE: drop entries at random and rescale the rest."""
 
 from dataclasses import dataclass
+from math import inf
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -52,16 +53,16 @@ class Dare:
     space: Literal["core", "left", "dense"] = "core"
 
     def __post_init__(self) -> None:
-        if not 0 <= round(self.drop * LEVELS) < LEVELS:
+        if not 0 <= self.drop < 1 - 0.5 / LEVELS:
             raise FedfusionError(f"fusion.drop must be in [0, 1), got {self.drop}")
-        if not self.coefficient >= 0:
-            raise FedfusionError(f"fusion.coefficient must be at least 0, got {self.coefficient}")
+        if not 0 <= self.coefficient < inf:
+            raise FedfusionError(f"fusion.coefficient must be finite and at least 0, got {self.coefficient}")
 
     def __call__(self, task_vectors: Tensor, layout: Layout, evidence: Evidence) -> Tensor:
         """Return the fused vector `[D]` of `task_vectors [T, D]`, drawn by the evidence's generator."""
         tasks, dropped = len(task_vectors), round(self.drop * LEVELS)
         seed = int(torch.randint(2**63 - 1, (), generator=evidence.rng))
-        rng = np.random.Generator(np.random.SFC64(seed))  # twice as fast as torch's
+        rng = np.random.Generator(np.random.SFC64(seed))  # torch draws more slowly
         scale = self.coefficient * LEVELS / (LEVELS - dropped)
         fused = blank(task_vectors, layout.dim)
         for _, part in blocks((0, layout.dim), width(tasks)):

@@ -17,18 +17,22 @@ class Learned:
     .. math:: \tau = \sum_t C_t \odot \tau_t, \qquad
               \frac{\partial L}{\partial C_{tg}} = \sum_{i \in g} \frac{\partial L}{\partial \tau_i} \tau_{t,i}
 
-    The loss is a sum over tasks, one batch of each per step. The fused vector is the only leaf of its graph, and one
-    task is in it at a time: memory does not grow with the number of tasks. With `steps=0` it is task arithmetic.
+    The loss is a sum over tasks, with one batch of each per step. The fused vector is the only leaf of the graph, and
+    one task is in it at a time: memory does not grow with the number of tasks. `steps=0` is task arithmetic.
 
-    ============ =================== ============ ========= ======= =====================================
-    method       `granularity`       `weights`    `loss`    `space` and
-    ============ =================== ============ ========= ======= =====================================
+    ============ =================== ============ ========= ======= ===================================
+    method       `granularity`       `weights`    `loss`    `space` and, as published
+    ============ =================== ============ ========= ======= ===================================
     AdaMerging   `layer` or `task`   `clamped`    `entropy` `core`  `coefficient=0.3`
     aTLAS        `layer` or `block`  `free`       `labels`  `core`  `coefficient=0`
     ScaLearn     `row` or `layer`    `free`       `labels`  `right` `coefficient=2/T`, `dropout=0.3`
-    Concrete     `row` or `element`  `concrete`   `entropy` `core`  `shared=true`, `coefficient=0.3`
-    MHR-z        `block`             `normalised` `labels`  `right` `coefficient=null`; one routing for all
-    ============ =================== ============ ========= ======= =====================================
+    Concrete     `element` or `row`  `concrete`   `entropy` `right` `coefficient=0.3`, `shared=true`
+    MHR          `block`             `normalised` `labels`  `right` `coefficient=null`
+    ============ =================== ============ ========= ======= ===================================
+
+    They are published for one target task each (aTLAS, ScaLearn, MHR) or for all (AdaMerging, Concrete); here it is
+    always all. Gradients are local: a start near a good coefficient of task arithmetic matters more than the rate.
+    Samples on which the heads were fitted say little of the adapter, so `entropy` wants others (`suite.unlabelled`).
 
     Parameters
     ----------
@@ -50,7 +54,7 @@ class Learned:
     weight_decay
         Pull towards the start. `0` is none.
     dropout
-        Share of the coefficients that are zero in a step, the others grow in turn.
+        Share of the coefficients that are zero in a step; the others grow in turn.
     temperature
         Of the relaxed Bernoulli mask.
     space
@@ -77,8 +81,8 @@ class Learned:
     weights: Literal["free", "clamped", "normalised", "concrete"] = "clamped"
     loss: Literal["entropy", "labels"] = "entropy"
     coefficient: float | None = 0.3
-    steps: int = 100
-    lr: float = 1e-2
+    steps: int = 30
+    lr: float = 0.05
     batch_size: int = 16
     weight_decay: float = 0.0
     dropout: float = 0.0

@@ -1,7 +1,7 @@
 """PCB-Merging: entries compete within their task and across tasks."""
 
 from dataclasses import dataclass
-from math import log, sqrt
+from math import inf, log, sqrt
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -11,7 +11,7 @@ from torch import Tensor
 from fedfusion.fusion.stream import LONG, blank, blocks, magnitudes, order_statistics, weighted_sum
 from fedfusion.types import Evidence, FedfusionError, Layout
 
-TINY = 1e-38
+TINY = 1e-30
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class Pcb:
     that no task wins is zero. One task is cut to its `density` largest entries, and `density=1` cuts only the smallest.
 
     This is the stand-alone script of the authors; that of their vision experiments takes the sum over the
-    :math:`\bar a_s` with their signs, and `tail=0.01`. The tanh makes it depend on scale: while entries are far below
-    one, it is the identity, and the rule does not; but its argument is a product of them, so it is lost in half
-    precision. Here it is single.
+    :math:`\bar a_s` with their signs, and `tail=0.01`. The tanh makes the rule depend on scale, though hardly where
+    entries are far below one and it is linear. Its argument is a product of two entries, for which half precision is
+    too narrow.
 
     Parameters
     ----------
@@ -60,26 +60,27 @@ class Pcb:
             raise FedfusionError(f"fusion.density must be in (0, 1], got {self.density}")
         if not 0 <= self.tail < 0.5:
             raise FedfusionError(f"fusion.tail must be in [0, 0.5), got {self.tail}")
-        if not self.coefficient >= 0:
-            raise FedfusionError(f"fusion.coefficient must be at least 0, got {self.coefficient}")
+        if not 0 <= self.coefficient < inf:
+            raise FedfusionError(f"fusion.coefficient must be finite and at least 0, got {self.coefficient}")
 
     def __call__(self, task_vectors: Tensor, layout: Layout, evidence: Evidence) -> Tensor:
         """Return the fused vector `[D]` of `task_vectors [T, D]`."""
         tasks, dim = task_vectors.shape
         total = weighted_sum(torch.ones(tasks), task_vectors)
-        clips = magnitudes(task_vectors, (0, dim), lambda n: [int(n * self.tail), int(n * (1 - self.tail) - 1)])
+        low_rank = int(dim * self.tail)
+        clips = magnitudes(task_vectors, (0, dim), lambda n: [low_rank, max(low_rank, int(n * (1 - self.tail) - 1))])
         score, weights, fused = blank(total, dim), torch.zeros_like(total), torch.zeros_like(total)
         for x, (low, high) in zip(task_vectors, clips[:, 0].tolist(), strict=True):
-            sharpness = sqrt(tasks / log(2)) / max(high - low, TINY)
+            sharpness, best = sqrt(tasks / log(2)) / max(high - low, TINY), -inf
             for _, part in blocks((0, dim), LONG):
                 intra = x[part].abs().clamp_(low, high).sub_(low).mul_(sharpness).square_().exp2_()
                 inter = x[part] * total[part]
                 np.tanh(inter.numpy(), out=inter.numpy())  # torch's is ten times slower
-                torch.mul(intra, inter, out=score[part])
+                best = max(best, float(torch.mul(intra, inter, out=score[part]).max()))
             (threshold,) = order_statistics(lambda s: score.numpy()[s], dim, [int(dim * (1 - self.density))])
-            scale = 1 / max(float(score.max()) - threshold, TINY)
+            scale = 1 / max(best - threshold, TINY)
             for _, part in blocks((0, dim), LONG):
-                won = score[part].sub_(threshold).clamp_min_(0)
+                won = (score[part] - threshold).clamp_min_(0)
                 weights[part].add_(won, alpha=scale)
                 clipped = x[part].abs().clamp_(low, high).mul_(x[part].sign())
                 fused[part].addcmul_(won, clipped, value=scale)

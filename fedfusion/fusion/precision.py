@@ -10,6 +10,8 @@ from torch import Tensor
 
 from fedfusion.types import Evidence, FedfusionError, Layout
 
+_log = logging.getLogger("fedfusion")
+
 
 @dataclass(frozen=True)
 class PrecisionWeighted:
@@ -45,12 +47,12 @@ class PrecisionWeighted:
     coefficient
         Scale of the result.
     tolerance, max_iterations
-        Of the conjugate gradients for `kronecker`: the residual relative to the right side; a miss is logged.
+        Of the conjugate gradients for `kronecker`: the residual relative to the right side. A miss is logged.
 
     Raises
     ------
     FedfusionError
-        If there are no statistics, or such as no inputs have.
+        If there are no statistics.
 
     References
     ----------
@@ -108,17 +110,18 @@ class PrecisionWeighted:
         if self.precision == "kronecker":
             solution, missed = _solve(s, g, apart, self.tolerance, self.max_iterations)
             if not missed <= self.tolerance:
-                logging.getLogger("fedfusion").warning(
+                _log.warning(
                     f"fusion: '{name}' misses its equation by {missed:.1e} of the right side, fusion.tolerance is "
                     f"{self.tolerance:g} (raise fusion.max_iterations={self.max_iterations}, or fusion.ridge)"
                 )
             return solution
         factor, failed = torch.linalg.cholesky_ex(g.sum(0))
         if failed:
-            raise FedfusionError(
-                f"fusion: the statistics of the inputs of '{name}' are not those of any inputs (leave out the client "
-                f"that sent them, or raise fusion.ridge={self.ridge})"
+            _log.warning(
+                f"fusion: the statistics of the inputs of '{name}' are not those of any inputs, its task vectors are "
+                f"averaged (leave out the client that sent them, or raise fusion.ridge={self.ridge:g})"
             )
+            return torch.zeros_like(apart[0])
         return torch.cholesky_solve((apart @ g).sum(0).T, factor).T
 
     def _regular(self, moments: Tensor) -> Tensor:

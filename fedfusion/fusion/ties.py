@@ -1,6 +1,7 @@
 """TIES-Merging: trim, elect a sign, merge what agrees with it."""
 
 from dataclasses import dataclass
+from math import inf
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -58,8 +59,8 @@ class Ties:
     def __post_init__(self) -> None:
         if not 0 < self.density <= 1:
             raise FedfusionError(f"fusion.density must be in (0, 1], got {self.density}")
-        if not self.coefficient >= 0:
-            raise FedfusionError(f"fusion.coefficient must be at least 0, got {self.coefficient}")
+        if not 0 <= self.coefficient < inf:
+            raise FedfusionError(f"fusion.coefficient must be finite and at least 0, got {self.coefficient}")
 
     def __call__(self, task_vectors: Tensor, layout: Layout, evidence: Evidence) -> Tensor:
         """Return the fused vector `[D]` of `task_vectors [T, D]`."""

@@ -218,7 +218,7 @@ class CoreSpace:
     geometric median of the flattened `M_k` is that of the products in this basis, and linear rules are
     lossless. The result is a LoRA pair again.
 
-    Rules that look at single entries depend on the basis, so there are four :meth:`of` choices:
+    Rules that look at single entries depend on the basis, so :meth:`of` has a choice of four:
 
     - `core`: `U` and `V` as above; coordinates `[p, q]`, `p, q <= min(side, sum of ranks)`.
     - `left`: `U` are the left singular vectors of the products side by side, :math:`[s B_1 A_1, \dots, s B_n A_n]`,

@@ -10,6 +10,7 @@ import jinja2
 from omegaconf import OmegaConf
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from fedfusion.offline.adapters import PREFIX, base_name
@@ -74,7 +75,7 @@ def show_merge(facts: Mapping[str, Any], console: Console | None = None) -> None
     table = _table("adapter", "rank", "norm", "cosine")
     for i, row in enumerate(facts["adapters"]):
         cells = (str(row["rank"]), f"{row['norm']:.4g}", f"{row['cosine']:.3f}")
-        table.add_row(row["name"], *cells, end_section=i == len(facts["adapters"]) - 1)
+        table.add_row(escape(row["name"]), *cells, end_section=i == len(facts["adapters"]) - 1)
     table.add_row("merged", str(facts["merged"]["rank"]), f"{facts['merged']['norm']:.4g}", "")
     console.print(table)
     for line in notes(facts):
@@ -87,7 +88,7 @@ def show_evaluation(results: Mapping[str, Any], console: Console | None = None) 
     table = _table("task", "base", "adapter", "loss of\nbase", "loss of\nadapter", title=f"test {results['measure']}")
     for i, (task, scores) in enumerate(results["tasks"].items()):
         cells = [f"{scores[name][what]:.3f}" for what in ("accuracy", "loss") for name in ("base", "adapter")]
-        table.add_row(task, *cells, end_section=i == len(results["tasks"]) - 1)
+        table.add_row(escape(task), *cells, end_section=i == len(results["tasks"]) - 1)
     for name, key in (("mean", "mean"), ("worst task", "worst")):
         table.add_row(name, *(f"{results[key][which]:.3f}" for which in ("base", "adapter")), "", "")
     console.print(table)

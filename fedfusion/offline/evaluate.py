@@ -74,14 +74,9 @@ def evaluator_of(experiment: Experiment, adapters: Sequence[Adapter]) -> Evaluat
             f"{first.source}: '{next(iter(first.others))}' is no LoRA factor, and would not be loaded (only plain "
             "LoRA can be evaluated here)"
         )
-    lora = {key: value for key, value in where(adapters).items() if value is not None}
-    lora["fan_in_fan_out"] = bool(first.config.get("fan_in_fan_out"))
-    carrier = LoraModel(
-        replace(model, lora=lora, freeze_a=False, num_virtual_tokens=0),
-        experiment.seed,
-        max(adapter.rank for adapter in adapters),
-        experiment.client.engine,
-    )
+    model = replace(model, lora=where(adapters), freeze_a=False, num_virtual_tokens=0)
+    rank = max(adapter.rank for adapter in adapters)
+    carrier = LoraModel(model, experiment.seed, rank, experiment.client.engine)
     evaluator = Evaluator(experiment.suite, carrier, experiment.seed, experiment.head)
     heads = {t: head for t, head in unite(adapters)[0].items() if isinstance(evaluator.heads.get(t), PrototypeHead)}
     for task, head in heads.items():

@@ -12,12 +12,14 @@ import torch
 import torch.nn.functional as F
 from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
+from safetensors import SafetensorError
 from torch import Tensor
 
 from fedfusion import __version__, config
+from fedfusion.config import Experiment
 from fedfusion.lora.product import CoreSpace, norms
 from fedfusion.offline import card
-from fedfusion.offline.adapters import common, fit, of_rank, read_all, unite, write
+from fedfusion.offline.adapters import Adapter, common, fit, of_rank, read_all, unite, write
 from fedfusion.offline.evaluate import evaluator_of
 from fedfusion.offline.settings import DATA, resolve
 from fedfusion.rng import generator
@@ -37,8 +39,8 @@ def merge(sources: Sequence[str], overrides: Sequence[str], out: Path, per_task:
         PEFT folders, or hub ids.
     overrides
         `fusion`, `seed` and `rank`: a number of directions, the share of the energy that every module keeps, or null,
-        which loses nothing. For a rule that needs data also `suite`, `model` and `head`; the tasks of the suite are
-        those of the adapters, in their order.
+        the smallest that loses nothing. For a rule that needs data also `suite`, `model` and `head`; the tasks of the
+        suite are those of the adapters, in their order.
     out
         It must not exist.
     per_task
@@ -56,12 +58,7 @@ def merge(sources: Sequence[str], overrides: Sequence[str], out: Path, per_task:
     rule, seed = experiment.fusion, experiment.seed
     _check(rule, len(sources), [override.key_or_group for override in given], per_task)
     adapters = read_all(sources)
-    evaluator = evaluator_of(experiment, adapters) if rule.data != "none" else None
-    if evaluator and len(evaluator.suite.tasks) != len(adapters):
-        raise FedfusionError(
-            f"suite.tasks names {len(evaluator.suite.tasks)} tasks, but there are {len(adapters)} adapters (name the "
-            "task of each adapter, in their order)"
-        )
+    evaluator = _evaluator(experiment, adapters) if rule.data != "none" else None
     layout = evaluator.model.layout if evaluator else common(adapters)
     rows = torch.stack([fit(adapter, layout) for adapter in adapters])
     core = CoreSpace.of(layout, rows, torch.zeros(layout.dim), space=rule.space)
@@ -72,7 +69,8 @@ def merge(sources: Sequence[str], overrides: Sequence[str], out: Path, per_task:
         served = rule.served(vectors, core.layout, _evidence(rule, core, seed, evaluator))
     if not (fused.isfinite().all() and served.isfinite().all()):
         raise FedfusionError(f"{_name(rule)} makes entries of these adapters that are not finite (choose another rule)")
-    exported = [_export(core, coordinates, layout, rank) for coordinates in (fused, *served)]
+    whole, *parts = [_export(core, coordinates, layout, rank) for coordinates in (fused, *served)]
+    alone = dict(zip([adapter.name for adapter in adapters], parts, strict=False))  # empty without --per-task
 
     keys = ("suite", "model", "head") if evaluator else ()
     settings = {"fusion": cfg.fusion, "rank": rank, "seed": seed} | {key: cfg[key] for key in keys}
@@ -93,17 +91,17 @@ def merge(sources: Sequence[str], overrides: Sequence[str], out: Path, per_task:
             }
             for adapter, vector in zip(adapters, vectors, strict=True)
         ],
-        "merged": _facts(*exported[0]),
-        "per_task": {a.name: _facts(*part) for a, part in zip(adapters if per_task else (), exported[1:], strict=True)},
+        "merged": _facts(*whole),
+        "per_task": {name: _facts(*part) for name, part in alone.items()},
         "heads": sorted(heads),
         "contradicted_heads": contradicted,
         "config": OmegaConf.to_container(OmegaConf.create(settings), resolve=True),
     }
     with _whole(out) as folder:
-        write(folder, *exported[0][:2], adapters, heads)
+        write(folder, *whole[:2], adapters, heads)
         (folder / "README.md").write_text(card.text(facts, rule))
-        for adapter, part in zip(adapters if per_task else (), exported[1:], strict=True):
-            write(folder / "per_task" / adapter.name, *part[:2], adapters, adapter.heads)
+        for adapter in adapters if alone else ():
+            write(folder / "per_task" / adapter.name, *alone[adapter.name][:2], adapters, adapter.heads)
     return facts
 
 
@@ -146,6 +144,17 @@ def _name(rule: Fusion) -> str:
     return f"fusion={type(rule).__name__}"
 
 
+def _evaluator(experiment: Experiment, adapters: Sequence[Adapter]) -> Evaluator:
+    """What knows samples of the task of each adapter."""
+    evaluator = evaluator_of(experiment, adapters)
+    if len(evaluator.suite.tasks) != len(adapters):
+        raise FedfusionError(
+            f"suite.tasks names {len(evaluator.suite.tasks)} tasks, but there are {len(adapters)} adapters (name the "
+            "task of each adapter, in their order)"
+        )
+    return evaluator
+
+
 def _evidence(rule: Fusion, core: CoreSpace, seed: int, evaluator: Evaluator | None) -> Evidence:
     probe = None
     if evaluator:
@@ -154,9 +163,9 @@ def _evidence(rule: Fusion, core: CoreSpace, seed: int, evaluator: Evaluator | N
 
 
 def _export(core: CoreSpace, coordinates: Tensor, layout: Layout, rank: int | float | None) -> Exported:
-    """The adapter of that rank, or of the rank that keeps that share of the energy, or of one that loses nothing."""
-    number = core.rank_of(coordinates, rank) if isinstance(rank, float) else rank
-    target = of_rank(layout, number or core.rank)
+    """The adapter of that rank, or of the smallest that keeps that share of the energy, or all of it."""
+    number = rank if isinstance(rank, int) else core.rank_of(coordinates, rank or 1.0)
+    target = of_rank(layout, number)
     vector, discarded = core.to_adapter(coordinates, target)
     return vector, target, discarded
 
@@ -185,7 +194,7 @@ def _whole(out: Path) -> Iterator[Path]:
     try:
         yield folder
         folder.rename(out)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise FedfusionError(f"--out {out} cannot be written ({error})") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from fedfusion.types import Probe
+from fedfusion.types import Repair
 
 
 @dataclass(frozen=True)
@@ -15,6 +14,6 @@ class Unaligned:
 
     needs_tasks: ClassVar[bool] = False
 
-    def __call__(self, fused: Tensor, tasks: Tensor, probe: Probe, rng: torch.Generator) -> Tensor:
+    def __call__(self, fused: Tensor, repair: Repair) -> Tensor:
         """Return `fused` unchanged."""
         return fused

@@ -27,7 +27,7 @@ from fedfusion.server.nodes import Nodes, arrays
 from fedfusion.server.state import State
 from fedfusion.server.uplink import Uplink, decibel, fused_fidelity
 from fedfusion.tracking import Tracker
-from fedfusion.types import Evidence, FedfusionError, Layout, RunFailed, Serving, Updates
+from fedfusion.types import Evidence, FedfusionError, Layout, Repair, RunFailed, Serving, Updates
 
 STARTUP_S = 600.0  # nodes have this long to appear, however short the deadline of a client
 
@@ -40,16 +40,16 @@ class Fused:
     ----------
     adapter : [d']
         The multi-task adapter.
-    tasks : [T, d']
-        Those of the single tasks, for realigners that need them; else `[0, d']`.
+    tasks
+        Those of the single tasks by index, for realigners that need them.
     served
-        By task, for devices that know theirs: where the fusion rule has something for them.
+        By name of the task, for devices that know theirs: where the fusion rule has something for them.
     discarded
         The share of its energy that each module's rank could not hold.
     """
 
     adapter: Tensor
-    tasks: Tensor
+    tasks: Mapping[int, Tensor]
     served: Mapping[str, Tensor]
     discarded: Mapping[str, float]
 
@@ -186,9 +186,7 @@ class RoundStrategy(Strategy):
         fused = self._fuse(coupled, server_round, errors)
         state.fused = fused.adapter
         state.served |= fused.served
-        state.realigned = self.experiment.realign(
-            fused.adapter, fused.tasks, self.evaluator.probe(), self._rng("realign", server_round)
-        )
+        state.realigned = self.experiment.realign(fused.adapter, self._repair(fused.tasks, server_round))
         return coupled.report, fused.discarded
 
     def _couple(self, updates: Updates, server_round: int) -> "Coupled":
@@ -255,9 +253,8 @@ class RoundStrategy(Strategy):
     def _fuse(self, coupled: "Coupled", server_round: int, errors: Mapping[int, float] | None = None) -> "Fused":
         """Aggregate within each task and fuse across tasks, on products."""
         target, fusion = self.evaluator.model.layout, self.experiment.fusion
-        nothing = torch.zeros(0, target.dim)
         if self.experiment.coupling.into_base:  # there is one model, and everyone has it
-            return Fused(coupled.merged, nothing, {}, {"base": coupled.report["discarded"] or 0.0})
+            return Fused(coupled.merged, {}, {}, {"base": coupled.report["discarded"] or 0.0})
         core, task_vectors, clients = self._task_vectors(coupled)
         evidence = Evidence(
             rng=self._rng("fusion", server_round),
@@ -271,13 +268,18 @@ class RoundStrategy(Strategy):
         served: Iterable[Tensor] = ()
         if isinstance(fusion, Serving):
             served = fusion.served(task_vectors, core.layout, replace(evidence, rng=self._rng("fusion", server_round)))
-        tasks = [core.to_adapter(vector, target)[0] for vector in task_vectors if self.experiment.realign.needs_tasks]
+        single = task_vectors if self.experiment.realign.needs_tasks else ()
         return Fused(
             adapter,
-            torch.stack(tasks) if tasks else nothing,
+            {task: core.to_adapter(vector, target)[0] for task, vector in zip(evidence.tasks, single, strict=False)},
             {task: core.to_adapter(vector, target)[0] for task, vector in zip(clients, served, strict=False)},
             discarded,
         )
+
+    def _repair(self, tasks: Mapping[int, Tensor], server_round: int) -> Repair:
+        """What the realigner may use; `tasks` are the received adapters of the single tasks."""
+        held, rng = self.evaluator, self._rng("realign", server_round)
+        return Repair(rng, held.probe(), held.model.layout, held.base, tasks)
 
     def _task_vectors(self, coupled: "Coupled") -> tuple[CoreSpace, Tensor, dict[str, list[int]]]:
         """Coordinates `[T, D]` of the mean of each task that has been heard of, their space, and whose mean it is."""
@@ -403,7 +405,7 @@ class RoundStrategy(Strategy):
         """The state before round one, with the scores of the base and of the few-shot control."""
         base, repair = self.evaluator.base, self.experiment.realign
         repair = FewShot() if isinstance(repair, Unaligned) else repair
-        control = repair(base, torch.zeros(0, len(base)), self.evaluator.probe(), self._rng("realign", 0))
+        control = repair(base, self._repair({}, 0))
         n = self.suite.num_clients
         reference = {"base": self.evaluator(base), "control": self.evaluator(control)}
         adapters = self.model.initial.repeat(n, 1)

@@ -191,7 +191,7 @@ def test_conjugate_gradients_that_stop_early_say_by_how_much_they_miss(rng, capl
     layout = Layout(("x",), ((3, 5),))
     vectors, curvature = problem(rng, layout=layout)
     g, s = (m.double() for m in curvature["x"])
-    for iterations, silent in ((2, False), (200, True)):
+    for iterations, silent in ((2, False), (20, True)):
         caplog.clear()
         with caplog.at_level(logging.WARNING, "fedfusion"):
             settings = {"alpha": 1.0, "ridge": 1e-9, "tolerance": 1e-5, "max_iterations": iterations}
@@ -202,16 +202,37 @@ def test_conjugate_gradients_that_stop_early_say_by_how_much_they_miss(rng, capl
         assert silent or f"'x' misses its equation by {float(missed):.1e}" in caplog.text
 
 
+def test_conjugate_gradients_end_after_about_as_many_steps_as_there_are_unknowns(rng, caplog):
+    layout = Layout(("x",), ((6, 8),))
+    curvature = {"x": (moments(spread(rng, 3, 8, samples=3)), moments(spread(rng, 3, 6, samples=2)))}
+    vectors = torch.randn(3, layout.dim, generator=rng)
+    fuse(vectors, curvature, layout, precision="kronecker", alpha=1.0, tolerance=1e-5, max_iterations=2 * 48)
+    assert not caplog.records
+
+
 def test_missing_statistics_are_refused(rng):
     vectors, curvature = problem(rng)
     with pytest.raises(FedfusionError, match="there are none of 'y' .set client.statistics=curvature"):
         fuse(vectors, {"x": curvature["x"]})
 
 
-def test_a_gram_matrix_of_nothing_is_refused(rng):
+@pytest.mark.parametrize("precision, said", [("inputs", "not those of any inputs"), ("kronecker", "misses its")])
+def test_statistics_of_no_inputs_end_no_run_and_are_logged(precision, said, rng, caplog):
     vectors, curvature = problem(rng)
-    with pytest.raises(FedfusionError, match="the inputs of 'x' are not those of any inputs"):
-        fuse(vectors, changed(curvature, lambda g: g - 100 * identity(g)))
+    fused = fuse(vectors, changed(curvature, lambda g: -g), precision=precision)
+    torch.testing.assert_close(fused, vectors.mean(0))
+    assert all(f"'{name}'" in caplog.text for name in "xy") and said in caplog.text
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_whoever_has_no_inputs_says_nothing(precision, rng):
+    vectors, curvature = problem(rng)
+    silent = changed(curvature, lambda g: torch.cat([g[:2], 0 * g[2:]]), lambda s: torch.cat([s[:2], 0 * s[2:]]))
+    settings = {"precision": precision, "normalise": True, "ridge": 1e-9}
+    two = fuse(vectors[:2], changed(curvature, lambda g: g[:2], lambda s: s[:2]), **settings)
+    fused = fuse(vectors, silent, **settings)
+    for i in (0, 2):
+        torch.testing.assert_close(LAYOUT.entry(fused, i), LAYOUT.entry(two, i), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -29,28 +29,31 @@ def test_the_decomposition_is_that_of_the_matrices_and_ends_at_their_ranks(p, q,
             torch.testing.assert_close(basis.T @ basis, torch.diag((s[k] > 0).double()), rtol=0, atol=1e-7)
 
 
-@pytest.mark.parametrize("ranks", [(3, 3), (30, 2), (40, 40)])
-@pytest.mark.parametrize("p, q", [(40, 90), (90, 40)])
-def test_what_is_drawn_does_not_matter(p, q, ranks, rng):
+@pytest.mark.parametrize("largest", [9, 70, 150])
+@pytest.mark.parametrize("p, q", [(200, 220), (220, 200)])
+def test_what_is_drawn_does_not_matter(p, q, largest, rng):
     """Within the first sketch, beyond it, and beyond every sketch."""
-    matrices = low_rank(p, q, ranks, rng)
+    matrices = low_rank(p, q, (3, 3, 3, 3, 3), rng)
+    matrices[3] += 1e-3 * low_rank(p, q, (largest,), rng)[0]  # a weak tail of one of them
     products = []
     for seed in (1, 2):
         u, s, v = svd(matrices, torch.Generator().manual_seed(seed))
         products.append((u @ v.mT, s))
+        torch.testing.assert_close((u * s[:, None]) @ v.mT, matrices, rtol=1e-9, atol=1e-7)
     torch.testing.assert_close(*products, rtol=1e-7, atol=1e-7)
 
 
 @pytest.mark.parametrize("p, q", [(120, 100), (30, 300)])
 def test_single_precision_has_no_rank_of_its_own(p, q, rng):
     """Rounding to float32, and noise of the size of its last digit but one, leave the rank and the vectors."""
-    exact = low_rank(p, q, (5, 2), rng)
+    ranks = (5, 2, 1, 4)
+    exact = low_rank(p, q, ranks, rng)
     noise = torch.randn(exact.shape, generator=rng).double()
     noisy = exact + 1e-6 * noise * exact.norm(dim=(1, 2), keepdim=True) / noise.norm(dim=(1, 2), keepdim=True)
     expected = svd(exact, rng)
     for matrices in (exact.float().double(), noisy):
         u, s, v = svd(matrices, rng)
-        assert (s > 0).sum(1).tolist() == [5, 2]
+        assert (s > 0).sum(1).tolist() == list(ranks)
         torch.testing.assert_close(u @ v.mT, expected[0] @ expected[2].mT, rtol=0, atol=1e-5)
 
 

@@ -262,25 +262,22 @@ def test_the_adapter_is_the_best_of_its_rank_and_balanced(layout, space, rng):
         assert discarded[pair.module] == pytest.approx(float(lost / s.square().sum()), abs=1e-6)
 
 
-def bases(space, rng):
-    """The bases of one module of 30x20 in three adapters of rank 4, and the stacks that they are bases of."""
+@pytest.mark.parametrize("space", ["core", "left", "right"])
+@pytest.mark.parametrize("n", [3, 9])
+def test_the_bases_are_singular_vectors_the_strongest_first(space, n, rng):
+    """Of adapters whose ranks together are less than the sides, and more."""
     layout = Layout(("A", "B"), ((4, 20), (30, 4)), (Pair("w", 0, 1, 2.0),))
-    vectors = torch.randn(3, layout.dim, generator=rng)
+    vectors = torch.randn(n, layout.dim, generator=rng)
     b, a = product.factors(layout, layout.pairs[0], vectors)
     core = product.CoreSpace.of(layout, vectors, vectors[0], space)
-    b, a, products = torch.cat(list(b), 1), torch.cat(list(a), 0), torch.cat(list(b @ a), 1)
-    return core.left[0], core.right[0], b, a, products
-
-
-@pytest.mark.parametrize("space", ["core", "left", "right"])
-def test_the_bases_are_singular_vectors_the_strongest_first(space, rng):
-    u, v, b, a, products = bases(space, rng)
-    stacks = {"core": [(u, b), (v, a.T)], "left": [(u, products)], "right": [(v, a.T)]}[space]
-    for basis, columns in stacks:
-        assert basis.shape[1] == 12
-        torch.testing.assert_close(basis.T @ basis, torch.eye(12), rtol=0, atol=1e-5)
+    stacked, products = (core.right[0], torch.cat(list(a)).T), torch.cat(list(b @ a), 1)
+    stacks = {"core": [(core.left[0], torch.cat(list(b), 1)), stacked], "left": [(core.left[0], products)]}
+    for basis, columns in stacks.get(space, [stacked]):
+        p = min(len(columns), 4 * n)
+        assert basis.shape[1] == p
+        torch.testing.assert_close(basis.T @ basis, torch.eye(p), rtol=0, atol=1e-5)
         along = basis.T @ columns  # orthogonal rows, whose lengths are the singular values
-        expected = torch.linalg.svdvals(columns)[:12].square().diag()
+        expected = torch.linalg.svdvals(columns)[:p].square().diag()
         torch.testing.assert_close(along @ along.T, expected, rtol=1e-4, atol=1e-4 * float(expected[0, 0]))
 
 
@@ -289,12 +286,12 @@ def test_the_bases_are_singular_vectors_the_strongest_first(space, rng):
 def test_what_clients_share_is_in_the_basis_once(share, kept, r, n, rng):
     """Clients that train from one `A` differ from it by a share: what single precision cannot hold is no direction."""
     layout = Layout(("A", "B"), ((r, n), (20, r)), (Pair("w", 0, 1, 1.0),))
-    vectors = torch.randn(2, layout.dim, generator=rng, dtype=torch.float64)
+    vectors = torch.randn(3, layout.dim, generator=rng, dtype=torch.float64)
     a = layout.entry(vectors, 0)
-    a[1] = a[0] + share * a[1]
+    a[1], a[2] = a[0] + share * a[1], a[0] + 1e-10 * a[2]
     core = product.CoreSpace.of(layout, vectors, vectors[0])
     v = core.right[0]
-    assert core.layout.shapes == ((6, min(kept, n)),) and core.rank == min(kept, n)
+    assert core.layout.shapes == ((9, min(kept, n)),) and core.rank == min(kept, n)
     torch.testing.assert_close(v.T @ v, torch.eye(v.shape[1], dtype=v.dtype), rtol=0, atol=1e-8)
     assert (a - a @ v @ v.T).norm() < 1e-7 * a.norm()
 

@@ -1,15 +1,17 @@
+import hashlib
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from peft_folders import base, change, edit, load_base, products, save, three
+from peft_folders import TARGETS, base, change, edit, load_base, products, save, three
 from safetensors.torch import load_file
 
 from fedfusion.lora.product import factors
-from fedfusion.offline.adapters import base_name, called, common, fit, read, read_all, same_base, unite, write
+from fedfusion.offline.adapters import base_name, called, common, fit, of_rank, read, read_all, same_base, unite, write
 from fedfusion.types import FedfusionError
 
 Q = "base_model.model.encoder.layer.0.attention.self.query"
@@ -53,6 +55,21 @@ def test_the_common_layout_has_the_largest_rank_of_each_module(bert, tmp_path):
     }
 
 
+def test_scales_of_the_target_are_divided_out(bert, tmp_path):
+    adapter = read(str(save(tmp_path / "a", bert, 0)))
+    target = of_rank(adapter.layout, 9)
+    target = replace(target, pairs=tuple(replace(pair, scale=4.0) for pair in target.pairs))
+    expected = by_module(adapter.layout, adapter.vector)
+    for module, product in by_module(target, fit(adapter, target)).items():
+        torch.testing.assert_close(product, expected[module])
+
+
+def test_the_weights_on_disk_are_named_by_their_hash(bert, tmp_path):
+    folder = save(tmp_path / "a", bert, 0)
+    weights = (folder / "adapter_model.safetensors").read_bytes()
+    assert read(str(folder)).sha256 == hashlib.sha256(weights).hexdigest()
+
+
 def test_half_precision_is_read_as_it_is(bert, tmp_path):
     folder = save(tmp_path / "a", bert, 0)
     entry = f"{Q}.lora_A.weight"
@@ -69,23 +86,17 @@ def test_half_precision_is_read_as_it_is(bert, tmp_path):
 def test_what_is_written_peft_reads_back(kind, tmp_path):
     location = base(tmp_path, kind)
     adapters = read_all(three(tmp_path, location))
-    layout = adapters[0].layout
-    write(tmp_path / "out", adapters[0].vector, layout_of_scale_one(layout), adapters, {"digit": torch.ones(3, 2)})
-    expected = by_module(layout_of_scale_one(layout), adapters[0].vector)
+    layout = of_rank(adapters[0].layout, 2)
+    write(tmp_path / "out", adapters[0].vector, layout, adapters, {"digit": torch.ones(3, 2)})
+    expected = by_module(layout, adapters[0].vector)
     found = products(tmp_path / "out", location)
     assert found.keys() == expected.keys()
     for module in expected:
         torch.testing.assert_close(found[module], expected[module])
-    assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["base_model_name_or_path"] == str(
-        location
-    )
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(location) and config["lora_alpha"] == config["r"] == 2
+    assert config["target_modules"] == sorted(TARGETS[kind]) and config["fan_in_fan_out"] == (kind == "gpt2")
     torch.testing.assert_close(load_file(tmp_path / "out" / "heads.safetensors")["digit"], torch.ones(3, 2))
-
-
-def layout_of_scale_one(layout):
-    from fedfusion.offline.adapters import of_rank
-
-    return of_rank(layout, 2)
 
 
 def test_modules_named_in_different_ways_are_named_one_by_one(bert, tmp_path):

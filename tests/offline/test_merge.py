@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from fedfusion.cli import app
 from fedfusion.config import CONF
+from fedfusion.fusion import Ties
 from fedfusion.lora.product import CoreSpace
 from fedfusion.offline.adapters import common, fit, read_all
 from fedfusion.offline.merge import merge
@@ -64,30 +65,52 @@ def refusal(out, *arguments):
     return str(caught.value)
 
 
-@pytest.mark.parametrize("option", OPTIONS)
-def test_peft_reloads_exactly_what_the_rule_makes(option, vit, sources, tmp_path):
-    rule, out = rule_of(option), tmp_path / "out"
-    if rule.data != "none":  # what it needs is not in the files, and that is said
-        said = refusal(out, sources, [f"fusion={option}"], out)
-        assert rule.data in said or "statistics of the clients' data" in said
-        return
+def check_reloaded(rule, overrides, vit, sources, out):
+    """What peft reloads from a merge is what the rule makes of the same vectors, exactly."""
     adapters = read_all(sources)
     layout = common(adapters)
     rows = torch.stack([fit(adapter, layout) for adapter in adapters])
     core = CoreSpace.of(layout, rows, torch.zeros(layout.dim), space=rule.space)
     vectors = core.project(layout, rows)
     expected = dense(core, rule(vectors, core.layout, Evidence(generator(3, "fusion"))))
-    facts = merge(sources, [f"fusion={option}", "seed=3"], out, per_task=isinstance(rule, Serving))
+    facts = merge(sources, [*overrides, "seed=3"], out, per_task=isinstance(rule, Serving))
     folders = {out: expected}
     if isinstance(rule, Serving):
         served = rule.served(vectors, core.layout, Evidence(generator(3, "fusion")))
         folders |= {out / "per_task" / a.name: dense(core, row) for a, row in zip(adapters, served, strict=True)}
+    assert (out / "per_task").exists() == isinstance(rule, Serving)
     for folder, by_module in folders.items():
         found = products(folder, vit)
         assert found.keys() == by_module.keys() and len(found) == 8
         for module, product in by_module.items():
             torch.testing.assert_close(found[module], product, rtol=1e-4, atol=1e-5)
     assert facts["merged"]["discarded"] < 1e-6 and any(product.abs().max() > 1e-3 for product in expected.values())
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_peft_reloads_exactly_what_the_rule_makes(option, vit, sources, tmp_path):
+    rule, out = rule_of(option), tmp_path / "out"
+    if rule.data == "none":
+        check_reloaded(rule, [f"fusion={option}"], vit, sources, out)
+    else:  # what it needs is not in the files, and that is said
+        said = refusal(out, sources, [f"fusion={option}"], out)
+        assert f"({rule.data}), and none are given" in said or "statistics of the clients' data" in said
+
+
+@pytest.mark.parametrize("space", ["left", "dense"])
+def test_so_it_does_in_every_space(space, vit, sources, tmp_path):
+    check_reloaded(Ties(space=space), ["fusion=ties", f"fusion.space={space}"], vit, sources, tmp_path / "out")
+
+
+def test_per_task_folders_have_the_heads_of_their_adapter(vit, tmp_path):
+    sources = three(tmp_path, vit)
+    for i, source in enumerate(sources):
+        save_file({"a": torch.full((3, 16), float(i))}, f"{source}/heads.safetensors")
+    facts = merge(sources, ["fusion=emr"], tmp_path / "out", per_task=True)
+    for i in range(3):
+        found = load_file(tmp_path / "out" / "per_task" / f"task-{i}" / "heads.safetensors")
+        assert found["a"].unique().tolist() == [i]
+    assert facts["contradicted_heads"] == ["a"] and list(facts["per_task"]) == ["task-0", "task-1", "task-2"]
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "bert"])
@@ -174,8 +197,8 @@ def test_facts_say_norm_and_cosine_of_each_adapter(sources, vit, tmp_path):
 
 
 def test_the_same_command_writes_the_same_bytes(sources, tmp_path):
-    for name in ("one", "two"):
-        merge(sources, ["fusion=average", "rank=3"], tmp_path / name)
+    for name, rank in (("one", ["rank=3"]), ("two", ["rank=2", "rank=3"])):  # the last one counts, as always
+        merge(sources, ["fusion=average", *rank], tmp_path / name)
     for file in ("adapter_model.safetensors", "adapter_config.json"):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 
@@ -260,7 +283,7 @@ def test_a_rule_with_one_vector_for_all_has_none_per_task(sources, tmp_path):
 def pair(tmp_path_factory):
     """An adapter that hardly changes the shipped base, and one that destroys it; their order is not that."""
     folder = tmp_path_factory.mktemp("glyphs")
-    return [str(save(folder / f"{alpha}", GLYPHS, 0, r=2, lora_alpha=alpha)) for alpha in (60.0, 0.01)]
+    return [str(save(folder / f"{alpha}", GLYPHS, 0, r=r, lora_alpha=alpha)) for r, alpha in ((2, 60.0), (3, 0.01))]
 
 
 @pytest.mark.parametrize("data, chosen", [("few labels", 1), ("unlabelled", None)])

@@ -154,13 +154,14 @@ def informed(node, client, **moments):
     """A reply with statistics, of which `moments` replaces some."""
     sent = {"inputs": np.diag([4.0, 1.0, 0.0]), "gradients": np.array([[2.0, -2.0], [-2.0, 2.0]])} | moments
     message = reply(node, client, np.ones((1, 5), np.float32))
-    named = {f"{client}.{kind}.m": Array(np.asarray(matrix, np.float32)) for kind, matrix in sent.items()}
+    single = {kind: m if kind in moments else np.float32(m) for kind, m in sent.items()}
+    named = {f"{client}.{kind}.m": Array(np.asarray(matrix)) for kind, matrix in single.items()}
     message.content["statistics"] = ArrayRecord(named)
     return message
 
 
 def test_statistics_come_by_client_and_module_of_those_that_are_believed():
-    replies = [informed(9, 2), informed(7, 0, inputs=np.full((3, 3), 2.0))]
+    replies = [informed(9, 2), informed(7, 0, inputs=np.full((3, 3), 2.0, np.float32))]
     updates, dropped = SENDING.collect(replies, {0, 2}, torch.zeros(3, 5), Suite(), PAIRS)
     assert updates.clients == (0, 2) and not dropped
     found = SENDING.curvature(replies, updates.clients, PAIRS)
@@ -173,13 +174,14 @@ def test_statistics_come_by_client_and_module_of_those_that_are_believed():
 @pytest.mark.parametrize(
     "kind, matrix, reason",
     [
-        ("inputs", np.eye(2), "sent float32 (2, 2) as inputs of 'm', expected float32 (3, 3)"),
-        ("gradients", np.ones(2), "sent float32 (2,) as gradients of 'm', expected float32 (2, 2)"),
-        ("inputs", np.diag([1.0, np.nan, 1.0]), "sent inputs of 'm' that are no second moments"),
-        ("inputs", np.diag([1.0, np.inf, 1.0]), "sent inputs of 'm' that are no second moments"),
-        ("inputs", np.diag([1.0, -1e-5, 1.0]), "sent inputs of 'm' that are no second moments"),
-        ("gradients", [[1.0, 0.5], [0.4, 1.0]], "sent gradients of 'm' that are no second moments"),
-        ("gradients", [[1.0, 1.1], [1.1, 1.0]], "sent gradients of 'm' that are no second moments"),
+        ("inputs", np.eye(3, dtype=np.float64), "sent float64 (3, 3) as inputs of 'm', expected float32 (3, 3)"),
+        ("inputs", np.eye(2, dtype=np.float32), "sent float32 (2, 2) as inputs of 'm', expected float32 (3, 3)"),
+        ("gradients", np.ones(2, np.float32), "sent float32 (2,) as gradients of 'm', expected float32 (2, 2)"),
+        ("inputs", np.diag(np.float32([1.0, np.nan, 1.0])), "sent inputs of 'm' that are no second moments"),
+        ("inputs", np.diag(np.float32([1.0, np.inf, 1.0])), "sent inputs of 'm' that are no second moments"),
+        ("inputs", np.diag(np.float32([1.0, -1e-5, 1.0])), "sent inputs of 'm' that are no second moments"),
+        ("gradients", np.float32([[1.0, 0.5], [0.4, 1.0]]), "sent gradients of 'm' that are no second moments"),
+        ("gradients", np.float32([[1.0, 1.1], [1.1, 1.0]]), "sent gradients of 'm' that are no second moments"),
     ],
 )
 def test_whoever_sends_what_is_no_statistics_is_dropped(kind, matrix, reason):

@@ -6,7 +6,7 @@ import torch
 from flwr_datasets.partitioner import DirichletPartitioner, IidPartitioner
 
 from fedfusion import assets
-from fedfusion.tasks.digits import TASKS, Digits8, _images
+from fedfusion.tasks.digits import TASKS, Digits8, _images, _task
 from fedfusion.types import FedfusionError
 
 
@@ -50,6 +50,29 @@ def test_the_root_set_is_named_by_the_seed(suite):
     assert len(suite.root("upright-digit", 0)) == 30
     same = [suite.root("noisy-prime", seed).inputs["pixel_values"] for seed in (0, 0, 1)]
     assert torch.equal(same[0], same[1]) and not torch.equal(same[0], same[2])
+
+
+def test_unlabelled_samples_are_what_the_root_set_leaves_of_its_pool(suite):
+    more = Digits8(IidPartitioner, unlabelled=170)
+    pool = _task("upright-digit", "root").inputs["pixel_values"]
+    for seed in (0, 1):
+        root, further = more.root("upright-digit", seed), more.unlabelled_rows("upright-digit", seed)
+        assert torch.equal(root.inputs["pixel_values"], suite.root("upright-digit", seed).inputs["pixel_values"])
+        both = torch.cat([root.inputs["pixel_values"], further.inputs["pixel_values"]]).flatten(1)
+        assert len(both) == 200 and torch.equal(both.unique(dim=0), pool.flatten(1).unique(dim=0))
+    assert len(suite.unlabelled_rows("upright-digit", 0)) == 0
+    few = Digits8(IidPartitioner, unlabelled=20)
+    same = [few.unlabelled_rows("noisy-prime", seed).inputs["pixel_values"] for seed in (0, 0, 1)]
+    assert torch.equal(same[0], same[1]) and not torch.equal(same[0], same[2])
+
+
+def test_more_unlabelled_samples_than_the_pool_has_are_refused():
+    Digits8(IidPartitioner, tasks=["noisy-prime"], shots=10, unlabelled=180)
+    for unlabelled in (181, -1):
+        with pytest.raises(
+            FedfusionError, match=f"suite.unlabelled must be between 0 and 180, .*10 .* got {unlabelled}"
+        ):
+            Digits8(IidPartitioner, tasks=["noisy-prime"], shots=10, unlabelled=unlabelled)
 
 
 def test_any_partitioner_of_flwr_datasets_serves():

@@ -63,8 +63,30 @@ def test_clients_and_root_share_the_training_rows_without_overlap(suite):
         assert len(suite.test(task)) == 12 and distinct(root, *clients, suite.test(task)) == (72, 72)
 
 
-def test_the_seed_names_root_and_partition(suite):
-    for draw in (partial(suite.root, "two"), partial(suite.train, 4)):
+def test_unlabelled_rows_are_held_by_no_client_and_change_no_other_draw(root, model, suite):
+    more = Files(str(root), model, IidPartitioner, clients_per_task=3, shots=4, max_length=16, unlabelled=7)
+    for first, task in ((0, "three"), (3, "two")):
+        further, labelled = more.unlabelled_rows(task, 0), more.root(task, 0)
+        assert distinct(further) == (7, 7) and len(suite.unlabelled_rows(task, 0)) == 0
+        assert torch.equal(labelled.inputs["input_ids"], suite.root(task, 0).inputs["input_ids"])
+        assert distinct(*(more.train(first + i, 0) for i in range(3)), labelled, further) == (60, 60)
+    more.check()
+
+
+def test_unlabelled_rows_come_from_a_root_file_where_there_is_one(root, model):
+    write(root / "two" / "root.csv", rows(12, 2, 1000))
+    settings = {"tasks": ["two"], "shots": 4, "max_length": 16}
+    suite = Files(str(root), model, IidPartitioner, **settings, unlabelled=4)
+    assert distinct(suite.train(0, 0)) == (60, 60)
+    assert distinct(suite.train(0, 0), suite.root("two", 0), suite.unlabelled_rows("two", 0)) == (72, 72)
+    suite.check()
+    with pytest.raises(FedfusionError, match="root.csv: 4 rows are left .* fewer than suite.unlabelled=5"):
+        Files(str(root), model, IidPartitioner, **settings, unlabelled=5).check()
+
+
+def test_the_seed_names_root_and_partition(root, model):
+    suite = Files(str(root), model, IidPartitioner, clients_per_task=3, shots=4, max_length=16, unlabelled=9)
+    for draw in (partial(suite.root, "two"), partial(suite.unlabelled_rows, "two"), partial(suite.train, 4)):
         first, again, other = (draw(seed).inputs["input_ids"] for seed in (0, 0, 1))
         assert torch.equal(first, again) and not torch.equal(first, other)
 
@@ -213,6 +235,7 @@ def test_an_encoder_that_does_not_fit_the_columns_is_refused(root, model):
         ({"clients_per_task": 0}, "suite.clients_per_task must be at least 1, got 0"),
         ({"shots": 0}, "suite.shots must be at least 1, got 0"),
         ({"max_train": 0}, "suite.max_train must be at least 1, got 0"),
+        ({"unlabelled": -1}, "suite.unlabelled must be at least 0, got -1"),
     ],
 )
 def test_meaningless_settings_are_refused(root, settings, sentence):
