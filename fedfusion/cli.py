@@ -63,7 +63,7 @@ def run(overrides: Overrides = None, resume: Resume = None, as_json: AsJson = Fa
 @app.command()
 def merge(
     arguments: Annotated[
-        list[str], typer.Argument(help="PEFT folders or hub ids, and overrides, e.g. A B fusion=ties rank=16 seed=1")
+        list[str], typer.Argument(metavar="ADAPTERS... [OVERRIDES]...", help="PEFT folders or hub ids, and overrides")
     ],
     out: Annotated[Path, typer.Option(help="The folder to write, which must not exist.")],
     per_task: Annotated[
@@ -71,7 +71,11 @@ def merge(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Fuse LoRA adapters that exist already into one, without their base model and without a federation."""
+    """Fuse LoRA adapters that exist already into one, without their base model and without a federation.
+
+    As in `fedfusion merge A B fusion=ties rank=16 --out DIR`, where A and B are PEFT folders or hub ids; rank may also
+    be the share of the energy to keep (0.95), or null, which loses nothing.
+    """
     with _plain_errors():
         from fedfusion.offline import card
         from fedfusion.offline.merge import merge
@@ -93,7 +97,10 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="Write the results as JSON into this file, too.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a LoRA adapter on the test sets of a suite, beside its base model."""
+    """Measure a LoRA adapter on the test sets of a suite, beside its base model.
+
+    As in `fedfusion evaluate DIR suite=digits8`; overrides are those of a run: suite, model, head and seed.
+    """
     with _plain_errors():
         from fedfusion.offline import card
         from fedfusion.offline.evaluate import evaluate
@@ -142,6 +149,8 @@ def ls(
         typer.secho(group, bold=True)
         for row in (row for row in rows if row["group"] == group):
             typer.echo(f"  {row['name']:<18} {row['summary']}")
+            if row.get("data", "none") != "none":
+                typer.echo(f"  {'':<18} needs {row['data']}")
             if row["reference"] and what:
                 typer.echo(f"  {'':<18} {row['reference']}")
 

@@ -132,7 +132,7 @@ class Experiment:
         """Refuse choices of which one would undo the other, or do nothing."""
         client, virtual, causal = self.client, self.model.num_virtual_tokens, self.model.auto == "AutoModelForCausalLM"
         into_base, moments = self.coupling.into_base, self.server_optimizer.num_moments
-        name = _class(self.channel)
+        name, name_of_fusion = _class(self.channel), _class(self.fusion)
         wrong = {
             "client.train_head=true: the head of a task whose responses are text is the base's (set it to false)":
                 client.train_head and words,
@@ -143,6 +143,12 @@ class Experiment:
                 client.regularizer.needs_tasks and virtual,
             "regularizer: with model.freeze_a=true the factors that should become orthogonal are frozen (change one)":
                 client.regularizer.needs_tasks and self.model.freeze_a,
+            f"fusion={name_of_fusion} needs client statistics: set client.statistics=curvature":
+                self.fusion.data == "client statistics" and client.statistics == "none",
+            "client.statistics=curvature: virtual tokens have no inputs and gradients (set it to none)":
+                client.statistics != "none" and virtual,
+            "client.statistics=curvature: with coupling=stacking nothing is fused that could use them (set it to none)":
+                client.statistics != "none" and into_base,
             "coupling adds products to the base: virtual tokens have none (choose another coupling)":
                 into_base and virtual,
             "server_optimizer: with coupling=stacking nothing is left to do (choose plain)": into_base and moments,

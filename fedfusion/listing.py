@@ -3,15 +3,18 @@
 import inspect
 import re
 
-from hydra.utils import get_object
+from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 
 from fedfusion.config import CONF, groups
+from fedfusion.types import Fusion
 from fedfusion.validation import ConfigErrors, nearest
+
+REFERENCE = "# Reference: "
 
 
 def listing(group: str | None = None) -> list[dict[str, str]]:
-    """One row per option: group, name, summary and reference."""
+    """One row per option: group, name, summary, reference, and for fusion the data that it needs."""
     found = groups()
     if group is not None and group not in found:
         raise ConfigErrors([f"no group '{group}' ({nearest(group, list(found))})"])
@@ -31,14 +34,22 @@ def describe(group: str, name: str) -> str:
 
 def _row(group: str, name: str) -> dict[str, str]:
     comments = [line for line in (CONF / group / f"{name}.yaml").read_text().splitlines() if line.startswith("# ")]
-    summary = next(line for line in reversed(comments) if not line.startswith(("# @", "# fedfusion")))
-    reference = re.search(r"References\n-+\n(.+?)(?:\n\n|\Z)", _documentation(group, name), re.S)
-    return {
+    own = [line.removeprefix(REFERENCE) for line in comments if line.startswith(REFERENCE)]  # of several in a class
+    summary = next(line for line in reversed(comments) if not line.startswith(("# @", "# fedfusion", REFERENCE)))
+    documented = re.search(r"References\n-+\n(.+?)(?:\n\n|\Z)", _documentation(group, name), re.S)
+    row = {
         "group": group,
         "name": name,
         "summary": summary.removeprefix("# "),
-        "reference": " ".join(reference[1].split()) if reference else "",
+        "reference": " ".join(own) or (" ".join(documented[1].split()) if documented else ""),
     }
+    return row | {"data": _data(name)} if group == "fusion" else row
+
+
+def _data(name: str) -> str:
+    """What a fusion rule needs beside the task vectors."""
+    rule: Fusion = instantiate(OmegaConf.load(CONF / "fusion" / f"{name}.yaml"), _convert_="all")
+    return rule.data
 
 
 def _documentation(group: str, name: str) -> str:

@@ -2,6 +2,7 @@
 
 from fedfusion.fusion.breadcrumbs import Breadcrumbs as Breadcrumbs
 from fedfusion.fusion.byom import Byom as Byom
+from fedfusion.fusion.channel_aware import ChannelAware as ChannelAware
 from fedfusion.fusion.consensus import Consensus as Consensus
 from fedfusion.fusion.dare import Dare as Dare
 from fedfusion.fusion.emr import Emr as Emr

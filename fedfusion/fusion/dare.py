@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedfusion.fusion.stream import blank, blocks, width
-from fedfusion.fusion.ties import disjoint, sign
+from fedfusion.fusion.ties import disjoint
 from fedfusion.types import Evidence, FedfusionError, Layout
 
 LEVELS = 1 << 16  # sixteen random bits decide on an entry
@@ -71,5 +71,5 @@ class Dare:
             kept = torch.from_numpy((words.view(np.uint16)[: x.numel()] >= dropped).view(np.uint8)).view(x.shape)
             kept = kept.to(x.dtype).mul_(x)
             total = kept.sum(0)
-            fused[part] = (total if self.merge == "sum" else disjoint(kept, sign(total), mean=True)).mul_(scale)
+            fused[part] = (total if self.merge == "sum" else disjoint(kept, total, mean=True)).mul_(scale)
         return fused

@@ -71,7 +71,7 @@ class Ties:
         for i, part in blocks(bounds, width(len(task_vectors))):
             kept = trim(task_vectors[:, part], thresholds[:, i])
             total = kept.sum(0)
-            merged = disjoint(kept, sign(total), mean)
+            merged = disjoint(kept, total, mean)
             torch.mul(merged, self.coefficient, out=fused[part])
             votes += float(total.sign().sum())
             ties.append(part.start + np.flatnonzero((total.numpy() == 0) & (merged.numpy() != 0)))
@@ -88,13 +88,9 @@ def trim(vectors: Tensor, threshold: Tensor) -> Tensor:
     return vectors.abs().ge_(threshold).mul_(vectors)
 
 
-def sign(total: Tensor) -> Tensor:
-    """The sign of `total`, that of zero being positive."""
-    return torch.ones_like(total).copysign_(total)
-
-
-def disjoint(kept: Tensor, elected: Tensor, mean: bool) -> Tensor:
-    """Sum or mean `[c]` of those entries of `kept [T, c]` that have the sign `elected [c]`; overwrites `kept`."""
+def disjoint(kept: Tensor, total: Tensor, mean: bool) -> Tensor:
+    """Sum or mean `[c]` of the entries of `kept [T, c]` with the sign of `total [c]` (0: plus); overwrites `kept`."""
+    elected = torch.ones_like(total).copysign_(total)
     agreeing = kept.mul_(elected).relu_()
     merged = agreeing.sum(0)
     if mean:

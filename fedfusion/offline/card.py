@@ -41,11 +41,12 @@ def text(facts: Mapping[str, Any], rule: Fusion) -> str:
 
 
 def documented(rule: Fusion) -> tuple[str, str]:
-    """What the documentation of a rule says before its parameters, and its references, as Markdown."""
+    """The first sentence and the formula of a rule's documentation, and its references, as Markdown."""
     parts = re.split(r"\n+(\w+)\n-+\n", inspect.getdoc(type(rule)) or "")
     sections = dict(zip(parts[1::2], parts[2::2], strict=True))
-    description = re.sub(r"\.\. math::\s*", "    ", re.sub(r":\w+:`", "`", parts[0]))
-    return description.strip(), " ".join(sections.get("References", "").split())
+    first, *rest = re.sub(r":\w+:`", "`", parts[0]).strip().split("\n\n")
+    formula = [part.replace(".. math:: ", "    ") for part in rest[:1] if part.startswith(".. math::")]
+    return "\n\n".join([first, *formula]), " ".join(sections.get("References", "").split())
 
 
 def notes(facts: Mapping[str, Any]) -> list[str]:

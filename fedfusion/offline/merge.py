@@ -129,8 +129,8 @@ def _check(rule: Fusion, adapters: int, keys: Sequence[str], per_task: bool) -> 
         )
     if rule.data != "none" and "suite" not in keys:
         raise FedfusionError(
-            f"{_name(rule)} learns from samples of every task ({rule.data}), and none are given (add suite=, model= "
-            "and head=, or choose a rule that needs no data)"
+            f"{_name(rule)} learns from samples of every task ({rule.data}), and none are given (add suite=, and "
+            "model= and head= unless the defaults fit, or choose a rule that needs no data)"
         )
     if rule.data == "none" and data:
         raise FedfusionError(f"{data[0]} would change nothing: {_name(rule)} needs no data (drop it)")

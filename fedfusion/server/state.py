@@ -28,6 +28,8 @@ class State:
         `[C + 1, h]` by task, where heads are trained.
     served : [d']
         By task, multi-task adapters for devices that know their task.
+    curvature
+        By `task.kind.module`, moments of inputs `[n, n]` and of gradients `[m, m]`, where clients send them.
     reference
         Scores that no round changes: of the base, and of the control.
     history
@@ -41,7 +43,7 @@ class State:
     """
 
     TENSORS: ClassVar = ("adapters", "examples", "fused", "realigned", "merged", "moments")
-    BY_TASK: ClassVar = ("heads", "served")
+    BY_TASK: ClassVar = ("heads", "served", "curvature")
     FACTS: ClassVar = ("reference", "history", "single_task", "personal", "seconds")
 
     adapters: Tensor
@@ -52,6 +54,7 @@ class State:
     moments: Tensor
     heads: dict[str, Tensor]
     served: dict[str, Tensor]
+    curvature: dict[str, Tensor]
     reference: dict[str, Scores]
     history: list[dict[str, Any]] = field(default_factory=list)
     single_task: Scores = field(default_factory=dict)

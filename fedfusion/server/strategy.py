@@ -1,8 +1,8 @@
 """The round, as a Flower strategy: attack, channel, guard, couple, aggregate, fuse, realign, evaluate."""
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from logging import INFO
 from math import isfinite
@@ -18,40 +18,19 @@ from torch import Tensor
 from fedfusion.config import Experiment
 from fedfusion.lora.model import LoraModel
 from fedfusion.lora.payload import Payload
-from fedfusion.lora.product import CoreSpace, accumulate, restrict, revive
+from fedfusion.lora.product import accumulate, restrict, revive
 from fedfusion.realign import FewShot, Unaligned
 from fedfusion.rng import generator
 from fedfusion.server.checkpoint import Checkpoints
 from fedfusion.server.evaluation import Evaluator, Scores, summary
+from fedfusion.server.fuser import Fused, Fuser
 from fedfusion.server.nodes import Nodes, arrays
 from fedfusion.server.state import State
 from fedfusion.server.uplink import Uplink, decibel, fused_fidelity
 from fedfusion.tracking import Tracker
-from fedfusion.types import Evidence, FedfusionError, Layout, Repair, RunFailed, Serving, Updates
+from fedfusion.types import FedfusionError, Layout, Repair, RunFailed, Updates
 
 STARTUP_S = 600.0  # nodes have this long to appear, however short the deadline of a client
-
-
-@dataclass(frozen=True)
-class Fused:
-    """What fusion made of a round.
-
-    Attributes
-    ----------
-    adapter : [d']
-        The multi-task adapter.
-    tasks
-        Those of the single tasks by index, for realigners that need them.
-    served
-        By name of the task, for devices that know theirs: where the fusion rule has something for them.
-    discarded
-        The share of its energy that each module's rank could not hold.
-    """
-
-    adapter: Tensor
-    tasks: Mapping[int, Tensor]
-    served: Mapping[str, Tensor]
-    discarded: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -107,6 +86,7 @@ class RoundStrategy(Strategy):
         self.byzantine = tuple(sorted(drawn[: experiment.attack.f].tolist()))
         self.clients = experiment.clients(self.layout, model.initial)
         self.uplink = Uplink(experiment.channel, Payload(experiment.payload, self.layout, experiment.client.ranks))
+        self.fuser = Fuser(experiment, self.layout, model.initial, evaluator)
         self.state = self._resumed() or self._fresh()
         self.evaluator.adopt(self.state.heads)
 
@@ -124,11 +104,12 @@ class RoundStrategy(Strategy):
         self._require(server_round, len(believed) + len(report.erased), dropped)
         learnt = len(believed) >= experiment.min_clients  # else the uplink lost too many: the last model is kept
         state.heads |= self.nodes.heads(replies, believed.clients, self.evaluator.heads, self.suite)
-        del replies  # as large as the matrix
         self.evaluator.adopt(state.heads)
 
         wild = dict(guarded.refused) | dict(experiment.guard(trained)[1].refused)
         intact = trained.keep([i for i, client in enumerate(trained.clients) if client not in wild])
+        state.curvature |= self._curvature(replies, trained, {*believed.clients, *intact.clients})
+        del replies  # as large as the matrix
         fused_clean = self._fuse(self._couple(intact, server_round), server_round)
         coupling: dict[str, float | None] = {}
         discarded: Mapping[str, float] = {}
@@ -250,55 +231,30 @@ class RoundStrategy(Strategy):
                 scores[task] = {name: _mean([score[name] for score in own]) for name in own[0]}
         return scores
 
-    def _fuse(self, coupled: "Coupled", server_round: int, errors: Mapping[int, float] | None = None) -> "Fused":
+    def _fuse(self, coupled: "Coupled", server_round: int, errors: Mapping[int, float] | None = None) -> Fused:
         """Aggregate within each task and fuse across tasks, on products."""
-        target, fusion = self.evaluator.model.layout, self.experiment.fusion
         if self.experiment.coupling.into_base:  # there is one model, and everyone has it
             return Fused(coupled.merged, {}, {}, {"base": coupled.report["discarded"] or 0.0})
-        core, task_vectors, clients = self._task_vectors(coupled)
-        evidence = Evidence(
-            rng=self._rng("fusion", server_round),
-            tasks=tuple(self.suite.tasks.index(task) for task in clients),
-            nmse=_task_errors(clients, errors) if errors else None,
-            probe={"unlabelled": self.evaluator.unlabelled, "few labels": self.evaluator.probe}[fusion.data](core)
-            if fusion.data in ("unlabelled", "few labels")
-            else None,
-        )
-        adapter, discarded = core.to_adapter(fusion(task_vectors, core.layout, evidence), target)
-        served: Iterable[Tensor] = ()
-        if isinstance(fusion, Serving):
-            served = fusion.served(task_vectors, core.layout, replace(evidence, rng=self._rng("fusion", server_round)))
-        single = task_vectors if self.experiment.realign.needs_tasks else ()
-        return Fused(
-            adapter,
-            {task: core.to_adapter(vector, target)[0] for task, vector in zip(evidence.tasks, single, strict=False)},
-            {task: core.to_adapter(vector, target)[0] for task, vector in zip(clients, served, strict=False)},
-            discarded,
-        )
+        return self.fuser(coupled.adapters, coupled.examples, self.state.curvature, errors or {}, server_round)
+
+    def _curvature(self, replies: Sequence[Message], trained: Updates, heard: Collection[int]) -> dict[str, Tensor]:
+        """The mean moments of the clients `heard` of each task, by `task.kind.module`."""
+        sent = self.nodes.curvature(replies, heard, self.layout)
+        examples = dict(zip(trained.clients, trained.num_examples, strict=True))
+        means: dict[str, Tensor] = {}
+        for task in dict.fromkeys(self.suite.task_of(client) for client in sent):
+            mine = [client for client in sent if self.suite.task_of(client) == task]
+            total = sum(examples[client] for client in mine)
+            for pair in self.layout.pairs:
+                for kind, name in enumerate(("inputs", "gradients")):
+                    parts = [sent[client][pair.module][kind] * (examples[client] / total) for client in mine]
+                    means[f"{task}.{name}.{pair.module}"] = torch.stack(parts).sum(0)
+        return means
 
     def _repair(self, tasks: Mapping[int, Tensor], server_round: int) -> Repair:
         """What the realigner may use; `tasks` are the received adapters of the single tasks."""
         held, rng = self.evaluator, self._rng("realign", server_round)
         return Repair(rng, held.probe(), held.model.layout, held.base, tasks)
-
-    def _task_vectors(self, coupled: "Coupled") -> tuple[CoreSpace, Tensor, dict[str, list[int]]]:
-        """Coordinates `[T, D]` of the mean of each task that has been heard of, their space, and whose mean it is."""
-        adapters, examples = coupled.adapters, coupled.examples
-        known = torch.nonzero(examples)[:, 0]
-        core = CoreSpace.of(self.layout, adapters[known], self.model.initial, self.experiment.fusion.space)
-        clients: dict[str, list[int]] = {}
-        for client in known.tolist():
-            clients.setdefault(self.suite.task_of(client), []).append(client)
-        task_vectors = []
-        for mine in clients.values():  # one task at a time: products are larger than factors
-            weights = examples[mine].double()
-            weights = weights / weights.sum()
-            if self.experiment.aggregator.linear:
-                task_vectors.append(core.mean(self.layout, adapters[mine], weights))
-            else:
-                products = core.project(self.layout, adapters[mine])
-                task_vectors.append(self.experiment.aggregator(products, weights))
-        return core, torch.stack(task_vectors), clients
 
     def start(
         self,
@@ -319,7 +275,8 @@ class RoundStrategy(Strategy):
             fused = self.evaluator.model.layout
             rank = max((fused.shapes[pair.a][0] for pair in fused.pairs), default=1)
             patience = max(timeout, STARTUP_S)
-            self.nodes = Nodes.meet(grid, self.experiment_json, self.suite.num_clients, patience, rank)
+            statistics = self.experiment.client.statistics != "none"
+            self.nodes = Nodes.meet(grid, self.experiment_json, self.suite.num_clients, patience, rank, statistics)
             for server_round in range(len(self.state.history) + 1, num_rounds + 1):
                 messages = self.configure_train(server_round, ArrayRecord(), ConfigRecord(), grid)
                 report, total = partial(self._report, server_round), len(self.experiment.chosen(server_round))
@@ -412,7 +369,7 @@ class RoundStrategy(Strategy):
         moments = torch.zeros(self.experiment.server_optimizer.num_moments, n, self.layout.dim)
         merged = base if self.experiment.coupling.into_base else torch.zeros(0)
         heard = torch.zeros(n, dtype=torch.long)
-        return State(adapters, heard, base, control, merged, moments, {}, {}, reference)
+        return State(adapters, heard, base, control, merged, moments, {}, {}, {}, reference)
 
     def _resumed(self) -> State | None:
         """The state of the last checkpoint, if there is one."""
@@ -439,11 +396,6 @@ def _by_task(scores: Mapping[str, Scores]) -> dict[str, dict[str, dict[str, floa
     """`{stage: {task: score}}` turned into `{task: {stage: score}}`."""
     tasks = dict.fromkeys(task for by_task in scores.values() for task in by_task)
     return {task: {name: by_task[task] for name, by_task in scores.items() if task in by_task} for task in tasks}
-
-
-def _task_errors(clients: Mapping[str, Sequence[int]], errors: Mapping[int, float]) -> Tensor:
-    """Error `[T]` of the mean of each task: that of independent ones gets smaller with the number of clients."""
-    return torch.tensor([_mean([errors.get(c, 0.0) for c in mine]) / len(mine) for mine in clients.values()])
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -81,7 +81,7 @@ def test_the_documentation_of_a_rule_becomes_markdown():
 
     description, reference = card.documented(Rule())
     assert description == (
-        "One line with `\\lambda` and `fedfusion.types.Layout`.\n\n    \\tau = x \\\\\n          + y\n\nMore."
+        "One line with `\\lambda` and `fedfusion.types.Layout`.\n\n    \\tau = x \\\\\n          + y"
     )
     assert reference == 'Somebody, "Something", 2024, https://arxiv.org/abs/0000.00000'
 
