@@ -1,5 +1,6 @@
 """Clients that trained once, and what the server makes of their uploads, for experiments that vary only the server."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,9 +10,10 @@ from torch import Tensor
 from fedfusion.client.train import Job, evaluate
 from fedfusion.config import build, resolve
 from fedfusion.lora.model import LoraModel
-from fedfusion.lora.product import CoreSpace
+from fedfusion.lora.product import CoreSpace, Space
+from fedfusion.rng import generator
 from fedfusion.server.evaluation import Evaluator
-from fedfusion.types import Updates
+from fedfusion.types import Evidence, Repair, Updates
 
 
 class Trained:
@@ -55,10 +57,10 @@ class Trained:
             vectors += [one.update for one in plan(self.model, jobs, seed=self.seed, server_round=1)]
         return torch.stack(vectors)
 
-    def task_vectors(self, received: Updates, space: str = "core") -> tuple[CoreSpace, Tensor]:
+    def task_vectors(self, received: Updates, space: Space = "core") -> tuple[CoreSpace, Tensor]:
         """The mean of each task in product space, and the space."""
         adapters = received.start + received.vectors
-        core = CoreSpace.of(self.model.layout, adapters, self.model.initial)
+        core = CoreSpace.of(self.model.layout, adapters, self.model.initial, space)
         products = core.project(self.model.layout, adapters)
         present = list(dict.fromkeys(received.tasks))
         return core, torch.stack([products[[t == task for t in received.tasks]].mean(0) for task in present])
@@ -68,3 +70,18 @@ class Trained:
         heads, data = self.evaluator.heads, getattr(self.suite, part)
         model = model or self.wide
         return {task: evaluate(model, adapter, data(task), heads[task])["accuracy"] for task in self.suite.tasks}
+
+    def evidence(self) -> Evidence:
+        """What rules that need no data may use."""
+        return Evidence(generator(self.seed, "fusion", 1))
+
+    def repair(self, tasks: Mapping[int, Tensor]) -> Repair:
+        """What a realigner may use; `tasks` are the received adapters of the single tasks."""
+        held = self.evaluator
+        return Repair(generator(self.seed, "realign", 1), held.probe(), self.wide.layout, held.base, tasks)
+
+
+def mean(values: Iterable[float]) -> float:
+    """The arithmetic mean."""
+    found = list(values)
+    return sum(found) / len(found)

@@ -133,6 +133,8 @@ class Experiment:
         client, virtual, causal = self.client, self.model.num_virtual_tokens, self.model.auto == "AutoModelForCausalLM"
         into_base, moments = self.coupling.into_base, self.server_optimizer.num_moments
         name, name_of_fusion = _class(self.channel), _class(self.fusion)
+        given = getattr(self.fusion, "coefficient", None)
+        coefficients = list(given) if isinstance(given, Sequence) else None
         wrong = {
             "client.train_head=true: the head of a task whose responses are text is the base's (set it to false)":
                 client.train_head and words,
@@ -149,6 +151,9 @@ class Experiment:
                 client.statistics != "none" and virtual,
             "client.statistics=curvature: with coupling=stacking nothing is fused that could use them (set it to none)":
                 client.statistics != "none" and into_base,
+            f"fusion.coefficient={coefficients} must have one number for each of the {len(self.suite.tasks)} tasks "
+            f"{', '.join(self.suite.tasks)} (or give one for all)":
+                coefficients is not None and len(coefficients) != len(self.suite.tasks),
             "coupling adds products to the base: virtual tokens have none (choose another coupling)":
                 into_base and virtual,
             "server_optimizer: with coupling=stacking nothing is left to do (choose plain)": into_base and moments,

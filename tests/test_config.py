@@ -44,6 +44,7 @@ def needs(group, option, files):
         ("partition", "natural_id"): ["suite.partitioner.partition_by=label"],
         ("adjacency", "file"): ["coupling=laplacian", f"coupling.adjacency.path={files}/adjacency.csv"],
         ("channel", "aircomp"): ["coupling=average"],
+        **{("fusion", rule): ["client.statistics=curvature"] for rule in ("regmean", "fisher", "laplace")},
     }.get((group, option), {"adjacency": ["coupling=laplacian"], "fading": ["channel=mimo"]}.get(group, []))
 
 

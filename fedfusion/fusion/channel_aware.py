@@ -31,7 +31,7 @@ class ChannelAware:
     References
     ----------
     LMMSE estimation: Kay, "Fundamentals of Statistical Signal Processing: Estimation Theory", Prentice Hall 1993,
-    chapter 12; the tolerance is ours
+    chapter 12, https://dl.acm.org/doi/10.5555/151045; the tolerance is ours
     """
 
     rule: Fusion = field(default_factory=TaskArithmetic)

@@ -28,7 +28,7 @@ class TaskArithmetic:
     Raises
     ------
     FedfusionError
-        If a task or a module has no coefficient.
+        If a task has no coefficient, or a mapping no default.
 
     References
     ----------
@@ -42,6 +42,10 @@ class TaskArithmetic:
 
     def __post_init__(self) -> None:
         given = list(self.coefficient.values()) if isinstance(self.coefficient, Mapping) else self.coefficient
+        if isinstance(self.coefficient, Mapping) and "default" not in self.coefficient:
+            raise FedfusionError(
+                f"fusion.coefficient={dict(self.coefficient)} needs a 'default' for modules that no part of a name fits"
+            )
         for value in given if isinstance(given, Sequence) else [given]:
             if value is not None and not 0 <= value < inf:
                 raise FedfusionError(f"fusion.coefficient must be finite and at least 0, got {value}")
@@ -55,19 +59,16 @@ class TaskArithmetic:
                 layout.entry(fused, i).mul_(_coefficient(self.coefficient, name))
             return fused
         if isinstance(self.coefficient, Sequence):
-            if len(self.coefficient) != tasks:
+            if not evidence.tasks and len(self.coefficient) != tasks:
                 raise FedfusionError(
                     f"fusion.coefficient must have a number for each of the {tasks} tasks, got {len(self.coefficient)}"
                 )
-            return weighted_sum(torch.tensor(self.coefficient), task_vectors)
+            rows = evidence.tasks or range(tasks)
+            return weighted_sum(torch.tensor([self.coefficient[row] for row in rows]), task_vectors)
         coefficient = 1 / tasks if self.coefficient is None else self.coefficient
         return weighted_sum(torch.full((tasks,), float(coefficient)), task_vectors)
 
 
 def _coefficient(coefficients: Mapping[str, float], name: str) -> float:
-    for part, coefficient in coefficients.items():
-        if part != "default" and part in name:
-            return coefficient
-    if "default" not in coefficients:
-        raise FedfusionError(f"fusion.coefficient has no part for the module '{name}' (add it, or default)")
-    return coefficients["default"]
+    parts = [part for part in coefficients if part != "default" and part in name]
+    return coefficients[parts[0] if parts else "default"]

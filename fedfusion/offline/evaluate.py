@@ -11,7 +11,7 @@ from fedfusion import __version__, config
 from fedfusion.config import Experiment
 from fedfusion.lora.model import LoraModel, locate
 from fedfusion.offline.adapters import Adapter, fit, read, same_base, unite, where
-from fedfusion.offline.settings import DATA, resolve
+from fedfusion.offline.settings import DATA, of_run
 from fedfusion.server.evaluation import Evaluator, summary
 from fedfusion.tasks.heads import PrototypeHead
 from fedfusion.types import FedfusionError
@@ -34,7 +34,7 @@ def evaluate(source: str, overrides: Sequence[str]) -> dict[str, Any]:
     FedfusionError
         With one sentence per problem, before a model is loaded where that is possible.
     """
-    cfg, _ = resolve("evaluate", overrides, TAKES)
+    cfg = of_run("evaluate", overrides, TAKES)
     experiment, adapter = config.build(cfg), read(source)
     torch.set_num_threads(experiment.client.threads)
     evaluator = evaluator_of(experiment, [adapter])

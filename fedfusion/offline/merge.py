@@ -5,12 +5,12 @@ import os
 import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 from safetensors import SafetensorError
 from torch import Tensor
@@ -21,13 +21,40 @@ from fedfusion.lora.product import CoreSpace, norms
 from fedfusion.offline import card
 from fedfusion.offline.adapters import Adapter, common, fit, of_rank, read_all, unite, write
 from fedfusion.offline.evaluate import evaluator_of
-from fedfusion.offline.settings import DATA, resolve
+from fedfusion.offline.settings import DATA, key_of, of_root
 from fedfusion.rng import generator
 from fedfusion.server.evaluation import Evaluator
 from fedfusion.types import Evidence, FedfusionError, Fusion, Layout, Serving
 
-TAKES = ("fusion", "rank", "seed", *DATA)
 Exported = tuple[Tensor, Layout, dict[str, float]]  # adapter, its layout, and the energy its rank discards, by module
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merge:
+    """How adapters are merged; the top level of `conf/merge.yaml`.
+
+    Parameters
+    ----------
+    seed
+        Names the draws of the rule.
+    rank
+        Of the result: a number, the share of the energy that every module keeps at least, or null, which is the
+        smallest that loses nothing.
+    fusion
+        The rule.
+    """
+
+    seed: int
+    rank: int | float | None
+    fusion: Fusion
+
+    def __post_init__(self) -> None:
+        share = isinstance(self.rank, float)
+        if self.rank is not None and not (0 < self.rank <= 1 if share else self.rank >= 1):
+            raise FedfusionError(
+                "rank must be a number of directions (16), the share of the energy to keep (0.95) or null, got "
+                f"{self.rank}"
+            )
 
 
 def merge(sources: Sequence[str], overrides: Sequence[str], out: Path, per_task: bool = False) -> dict[str, Any]:
@@ -38,9 +65,8 @@ def merge(sources: Sequence[str], overrides: Sequence[str], out: Path, per_task:
     sources
         PEFT folders, or hub ids.
     overrides
-        `fusion`, `seed` and `rank`: a number of directions, the share of the energy that every module keeps, or null,
-        the smallest that loses nothing. For a rule that needs data also `suite`, `model` and `head`; the tasks of the
-        suite are those of the adapters, in their order.
+        Of :class:`Merge`, and for a rule that needs data `suite`, `model` and `head`; the tasks of the suite are those
+        of the adapters, in their order.
     out
         It must not exist.
     per_task
@@ -53,12 +79,17 @@ def merge(sources: Sequence[str], overrides: Sequence[str], out: Path, per_task:
     """
     if out.exists():
         raise FedfusionError(f"--out {out} exists already and is never overwritten (choose another)")
-    cfg, given = resolve("merge", overrides, TAKES)
-    experiment, rank = config.build(cfg), _rank(given)
-    rule, seed = experiment.fusion, experiment.seed
-    _check(rule, len(sources), [override.key_or_group for override in given], per_task)
+    data = [override for override in overrides if key_of(override) in DATA]
+    own = [override for override in overrides if key_of(override) not in DATA]
+    cfg = of_root("merge", Merge, own)
+    plan = cast(Merge, config.build(cfg))
+    rule, seed = plan.fusion, plan.seed
+    _check(rule, len(sources), [key_of(override) for override in data], per_task)
+    run = None
+    if rule.data != "none":
+        run = config.resolve([*data, *(override for override in own if key_of(override) != "rank")])
     adapters = read_all(sources)
-    evaluator = _evaluator(experiment, adapters) if rule.data != "none" else None
+    evaluator = _evaluator(config.build(run), adapters) if run else None
     layout = evaluator.model.layout if evaluator else common(adapters)
     rows = torch.stack([fit(adapter, layout) for adapter in adapters])
     core = CoreSpace.of(layout, rows, torch.zeros(layout.dim), space=rule.space)
@@ -69,11 +100,11 @@ def merge(sources: Sequence[str], overrides: Sequence[str], out: Path, per_task:
         served = rule.served(vectors, core.layout, _evidence(rule, core, seed, evaluator))
     if not (fused.isfinite().all() and served.isfinite().all()):
         raise FedfusionError(f"{_name(rule)} makes entries of these adapters that are not finite (choose another rule)")
-    whole, *parts = [_export(core, coordinates, layout, rank) for coordinates in (fused, *served)]
+    whole, *parts = [_export(core, coordinates, layout, plan.rank) for coordinates in (fused, *served)]
     alone = dict(zip([adapter.name for adapter in adapters], parts, strict=False))  # empty without --per-task
 
-    keys = ("suite", "model", "head") if evaluator else ()
-    settings = {"fusion": cfg.fusion, "rank": rank, "seed": seed} | {key: cfg[key] for key in keys}
+    settings = {key: cfg[key] for key in ("fusion", "rank", "seed")}
+    settings |= {key: run[key] for key in ("suite", "model", "head")} if run else {}
     heads, contradicted = unite(adapters)
     facts = {
         "fedfusion": __version__,
@@ -105,21 +136,8 @@ def merge(sources: Sequence[str], overrides: Sequence[str], out: Path, per_task:
     return facts
 
 
-def _rank(given: Sequence[Override]) -> int | float | None:
-    """The last `rank=` among the overrides."""
-    rank = next((override.value() for override in reversed(given) if override.key_or_group == "rank"), None)
-    if rank is None or (isinstance(rank, int) and not isinstance(rank, bool) and rank >= 1):
-        return rank
-    if isinstance(rank, float) and 0 < rank <= 1:
-        return rank
-    raise FedfusionError(
-        f"rank must be a number of directions (16), the share of the energy to keep (0.95) or null, got {rank}"
-    )
-
-
-def _check(rule: Fusion, adapters: int, keys: Sequence[str], per_task: bool) -> None:
+def _check(rule: Fusion, adapters: int, data: Sequence[str], per_task: bool) -> None:
     """Refuse what cannot be done with these files, before they are read."""
-    data = [key for key in keys if key.partition(".")[0] in DATA]
     if adapters < 2:
         raise FedfusionError(f"merge needs two adapters or more, got {adapters} (give PEFT folders or hub ids)")
     if rule.data == "client statistics":
@@ -127,7 +145,7 @@ def _check(rule: Fusion, adapters: int, keys: Sequence[str], per_task: bool) -> 
             f"{_name(rule)} needs statistics of the clients' data, which adapters do not carry (choose another rule, "
             "or `fedfusion run`)"
         )
-    if rule.data != "none" and "suite" not in keys:
+    if rule.data != "none" and "suite" not in data:
         raise FedfusionError(
             f"{_name(rule)} learns from samples of every task ({rule.data}), and none are given (add suite=, and "
             "model= and head= unless the defaults fit, or choose a rule that needs no data)"

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -37,9 +39,14 @@ def test_a_coefficient_for_each_module(rng):
     torch.testing.assert_close(fused, expected)
 
 
-def test_modules_without_a_coefficient_are_named():
-    with pytest.raises(FedfusionError, match="fusion.coefficient has no part for the module '1.value'"):
-        TaskArithmetic({"query": 1.0})(torch.zeros(2, 7), LAYOUT, NOTHING)
+def test_modules_without_a_coefficient_are_refused():
+    with pytest.raises(FedfusionError, match="fusion.coefficient={'query': 1.0} needs a 'default'"):
+        TaskArithmetic({"query": 1.0})
+
+
+def test_tasks_that_were_not_heard_keep_their_coefficients():
+    fused = TaskArithmetic([1.0, 2.0, 3.0])(torch.ones(2, 7), LAYOUT, replace(NOTHING, tasks=(0, 2)))
+    torch.testing.assert_close(fused, torch.full((7,), 4.0))
 
 
 @pytest.mark.parametrize("coefficients", [[0.5], [0.5, 0.5, 0.5]])
@@ -48,7 +55,7 @@ def test_tasks_without_a_coefficient_are_counted(coefficients):
         TaskArithmetic(coefficients)(torch.zeros(2, 7), LAYOUT, NOTHING)
 
 
-@pytest.mark.parametrize("coefficient", [-0.1, float("nan"), float("inf"), [0.5, -0.1], {"query": -0.1}])
+@pytest.mark.parametrize("coefficient", [-0.1, float("nan"), float("inf"), [0.5, -0.1], {"default": -0.1}])
 def test_a_coefficient_that_is_none_is_refused(coefficient):
     with pytest.raises(FedfusionError, match="fusion.coefficient must be finite and at least 0"):
         TaskArithmetic(coefficient)

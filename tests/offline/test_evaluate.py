@@ -148,6 +148,10 @@ def test_weights_that_are_no_factors_are_refused(tmp_path):
     assert "'base_model.model.embeddings.cls_token' is no LoRA factor" in refusal(str(folder), SUITE)
 
 
+def test_a_preset_of_a_run_gives_its_suite_and_model(mixed, measured):
+    assert evaluate(str(mixed), ["experiment=quickstart", *SUITE])["tasks"] == measured["tasks"]
+
+
 def test_overrides_are_those_of_a_run_that_matter_here(mixed):
     assert "channel=awgn: evaluate takes no 'channel'" in refusal(str(mixed), ["channel=awgn"])
     assert "no 'digits9' in suite/ (did you mean 'digits8'?)" in refusal(str(mixed), ["suite=digits9"])

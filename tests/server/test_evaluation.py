@@ -129,7 +129,8 @@ def test_what_the_server_holds_without_labels_is_all_it_holds_with_labels_hidden
     first = torch.tensor([i == 0 or of[i] != of[i - 1] for i in range(len(of))])  # of a response, the first token
     chances = held.heads["b"](features[first]).double().softmax(1)
     expected = -(chances * chances.log()).sum(1).mean()
-    assert len(chances) == 16 and float(probe.entropy(adapter, rows)) == pytest.approx(float(expected), rel=1e-4)
+    assert len(chances) == len(probe.logits(adapter, rows)[1][0]) == 16
+    assert float(probe.entropy(adapter, rows)) == pytest.approx(float(expected), rel=1e-4)
     with pytest.raises(IndexError):
         probe.loss(adapter, rows)
 

@@ -3,8 +3,8 @@ import json
 
 import pytest
 import torch
-from command import SMALL
 from flwr.app import Context, RecordDict
+from inline import run
 from safetensors.torch import load_file
 from tiny import clip
 
@@ -15,13 +15,6 @@ from fedfusion.lora.model import LoraModel
 from fedfusion.reporting.report import notes
 from fedfusion.tasks.digits import NAMES
 from fedfusion.types import FedfusionError
-
-
-def run(folder, *overrides):
-    small = [override for override in SMALL if not override.startswith("realign")]
-    cfg = resolve([*small, "client.steps=1", "realign=none", f"run_dir='{folder}'", *overrides])
-    server_app(InlineGrid(client_app, 4, 60.0), Context(1, 0, {}, RecordDict(), {"config": to_json(cfg)}))
-    return json.loads((folder / "results.json").read_text())["metrics"]
 
 
 def test_over_an_ideal_uplink_what_is_received_is_what_was_sent(tmp_path):

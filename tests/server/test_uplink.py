@@ -1,25 +1,13 @@
-import json
 import math
 
 import pytest
 import torch
-from command import SMALL
-from flwr.app import Context, RecordDict
+from inline import run
 
-from fedfusion.apps import client_app, server_app
 from fedfusion.channels import Awgn, Ideal
-from fedfusion.config import resolve, to_json
-from fedfusion.federation.inline import InlineGrid
 from fedfusion.lora.payload import Payload
 from fedfusion.server.uplink import Uplink, decibel, fused_fidelity
 from fedfusion.types import RunFailed
-
-
-def run(folder, *overrides):
-    small = [override for override in SMALL if not override.startswith("realign")]
-    cfg = resolve([*small, "client.steps=1", "realign=none", f"run_dir='{folder}'", *overrides])
-    server_app(InlineGrid(client_app, 4, 60.0), Context(1, 0, {}, RecordDict(), {"config": to_json(cfg)}))
-    return json.loads((folder / "results.json").read_text())["metrics"]
 
 
 def test_the_record_says_what_happened_to_each_client_and_module(layout, updates, rng):
