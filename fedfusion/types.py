@@ -160,11 +160,12 @@ class ChannelReport:
     ----------
     per_client
         Figures by name, one per row sent. All linear: `nmse` (`||received - sent||^2 / ||sent||^2`), `expected_nmse`
-        (as the theory predicts it), `reported_nmse` (as the receiver believes it), `cosine`, `sign_agreement`, `snr`, `sinr` (its mean in dB over the upload), `rate`
-        (bit per channel use that the SINR allows), `outage` (share of the channel uses in coherence blocks below the
-        outage rate), `mcs` and `bler` (of packets), `goodput` (bit per channel use that were decoded), `erased_share`,
-        `bits` (of packets and of side information; analog symbols are none), `air_time_s`, `latency_s` (in virtual
-        time, from the start of the uplink), `energy_j`. A name is absent where the model does not say it.
+        (as the theory predicts it), `reported_nmse` (as the receiver believes it), `cosine`, `sign_agreement`, `snr`,
+        `sinr` (its mean in dB over the upload), `rate` (bit per channel use that the SINR allows), `outage` (share of
+        the channel uses in coherence blocks below the outage rate), `mcs` and `bler` (of packets), `goodput` (bit per
+        channel use that were decoded), `erased_share`, `bits` (of packets and of side information; analog symbols are
+        none), `air_time_s`, `latency_s` (in virtual time, from the start of the uplink), `energy_j`. A name is absent
+        where the model does not say it.
     erased
         Clients of which nothing is believed to have arrived, and why.
     jamming

@@ -140,8 +140,8 @@ def test_json_output_parses():
 def test_ls_names_the_references():
     assert "arxiv.org/abs/2212.04089" in fedfusion("ls", "fusion").stdout
     assert "coefficient: 0.7" in fedfusion("ls", "fusion/task_arithmetic").stdout
-    wrong = fedfusion("ls", "fusion/ties")
-    assert wrong.returncode == 2 and "no 'ties' in fusion/" in wrong.stderr
+    wrong = fedfusion("ls", "fusion/tiles")
+    assert wrong.returncode == 2 and "no 'tiles' in fusion/" in wrong.stderr
 
 
 def test_the_command_line_imports_nothing_heavy():

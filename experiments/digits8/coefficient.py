@@ -19,6 +19,7 @@ from fedfusion.fusion import TaskArithmetic
 from fedfusion.lora.model import LoraModel
 from fedfusion.lora.product import CoreSpace
 from fedfusion.server.evaluation import Evaluator
+from fedfusion.types import Evidence
 
 GRID = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]
 
@@ -46,7 +47,9 @@ def one_seed(seed: int) -> dict:
     products = core.project(model.layout, adapters).unflatten(0, (len(suite.tasks), suite.clients_per_task)).mean(1)
     fused = {}
     for coefficient in GRID:
-        adapter, _ = core.to_adapter(TaskArithmetic(coefficient)(products, core.layout), wide.layout)
+        adapter, _ = core.to_adapter(
+            TaskArithmetic(coefficient)(products, core.layout, Evidence(torch.Generator())), wide.layout
+        )
         fused[str(coefficient)] = {
             part: mean([evaluate(wide, adapter, data(t), evaluator.heads[t])["accuracy"] for t in suite.tasks])
             for part, data in (("validation", suite.validation), ("test", suite.test))

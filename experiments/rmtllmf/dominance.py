@@ -8,8 +8,8 @@ uplink of `channel=mimo` under each jammer, and are fused; then four models are 
 - unprotected: task arithmetic with the quickstart's coefficient;
 - control: the few shots on the base alone, without task vectors;
 - R-MTLLMF: the few shots on the unprotected fusion (`realign=few_shot`);
-- ours: `realign=distilled`, which scales the fusion back as far as the few samples ask for, and learns from the received
-  single-task adapters as far as it can trust them.
+- ours: `realign=distilled`, which scales the fusion back as far as the few samples ask for, and learns from the
+  received single-task adapters as far as it can trust them.
 
 Intervals are 95 % of Student's t over seeds. About forty minutes on two cores.
 """
@@ -37,8 +37,8 @@ from fedfusion.rng import generator
 from fedfusion.server.uplink import decibel
 from fedfusion.types import Channel, Realigner, Updates
 
-NMSE_DB = [-10.0, 0.0, 5.0, 10.0, 13.0, 15.0, 17.0, 20.0, 25.0]
-JSR_DB = [0.0, 10.0, 20.0, 30.0]
+NMSE_DB = [-10.0, 0.0, 10.0, 13.0, 15.0, 17.0, 20.0, 25.0]
+JSR_DB = [10.0, 20.0, 30.0]
 OBJECTIVES = ["barrage", "sum_rate", "strongest_user"]
 MODELS = ["unprotected", "control", "R-MTLLMF", "ours"]
 NOISE = "white noise"

@@ -12,22 +12,16 @@ import argparse
 import itertools
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
 
-from experiments.digits8.coefficient import mean
+from experiments.trained import Trained, mean
 from experiments.wireless.jammers import COLOURS
 from fedfusion.channels import Jammer, Mimo, Receiver
-from fedfusion.client.train import Job, evaluate
-from fedfusion.config import build, resolve
-from fedfusion.lora.model import LoraModel
-from fedfusion.lora.product import CoreSpace
 from fedfusion.reporting.plots import STYLE, save
 from fedfusion.rng import generator
-from fedfusion.server.evaluation import Evaluator
 from fedfusion.server.uplink import decibel
 from fedfusion.types import Updates
 
@@ -42,39 +36,14 @@ RULES = {
 }
 
 
-class Trained:
-    """The uploads of one seed, and what becomes of them once they were received."""
-
-    def __init__(self, seed: int) -> None:
-        experiment = build(resolve(["experiment=quickstart", f"seed={seed}"]))
-        torch.set_num_threads(1)
-        self.experiment, self.suite, self.model = experiment, experiment.suite, LoraModel(experiment.model, seed)
-        rank = len(self.suite.tasks) * experiment.model.lora["r"]
-        self.wide = LoraModel(experiment.model, seed, rank=rank)
-        self.evaluator = Evaluator(self.suite, self.wide, seed)
-        n = self.suite.num_clients
-        tasks = tuple(self.suite.task_of(client) for client in range(n))
-        jobs = [Job(c, self.model.initial, self.suite.train(c, seed), self.evaluator.heads[tasks[c]]) for c in range(n)]
-        local = replace(experiment.client, steps=3 * experiment.client.steps)
-        vectors = torch.stack([one.update for one in local(self.model, jobs, seed=seed, server_round=1)])
-        start = self.model.initial.repeat(n, 1)
-        self.sent = Updates(self.model.layout, vectors, start, tuple(range(n)), tasks, (1,) * n, ({},) * n)
-
-    def accuracy(self, received: Updates) -> dict[str, float]:
-        """Mean accuracy over tasks of the fused model on validation and test images."""
-        adapter = self.evaluator.base
-        if len(received):
-            adapters = received.start + received.vectors
-            core = CoreSpace.of(self.model.layout, adapters, self.model.initial)
-            products = core.project(self.model.layout, adapters)
-            present = list(dict.fromkeys(received.tasks))
-            stacked = torch.stack([products[[t == task for t in received.tasks]].mean(0) for task in present])
-            adapter, _ = core.to_adapter(self.experiment.fusion(stacked, core.layout), self.wide.layout)
-        heads = self.evaluator.heads
-        return {
-            part: mean([evaluate(self.wide, adapter, data(t), heads[t])["accuracy"] for t in self.suite.tasks])
-            for part, data in (("validation", self.suite.validation), ("test", self.suite.test))
-        }
+def accuracy(trained: Trained, received: Updates) -> dict[str, float]:
+    """Mean accuracy over tasks of the fused model on validation and test images."""
+    adapter = trained.evaluator.base
+    if len(received):
+        core, task_vectors = trained.task_vectors(received)
+        fused = trained.experiment.fusion(task_vectors, core.layout, trained.evidence())
+        adapter, _ = core.to_adapter(fused, trained.wide.layout)
+    return {part: mean(trained.accuracy(adapter, part).values()) for part in ("validation", "test")}
 
 
 def channel(knowledge: str, jsr_db: float, rule: dict) -> Mimo:
@@ -116,8 +85,8 @@ def main() -> None:
     arguments = parser.parse_args()
     cells, ideal = [], []
     for seed in range(arguments.seeds):
-        trained = Trained(seed)
-        ideal.append(trained.accuracy(trained.sent))
+        trained = Trained(["experiment=quickstart"], seed)
+        ideal.append(accuracy(trained, trained.sent))
         print(f"seed {seed} ideal {ideal[-1]}", flush=True)
         for knowledge, jsr_db in itertools.product(KNOWLEDGE, JSR_DB):
             known: dict[tuple, dict] = {}  # rules that erase nobody differ in nothing
@@ -127,7 +96,7 @@ def main() -> None:
                 cell |= {"rule": rule, "nmse_db": decibel(mean(list(report.nmse))), "erased": len(report.erased)}
                 same = (settings["shrink"], received.clients)
                 if same not in known:
-                    known[same] = trained.accuracy(received)
+                    known[same] = accuracy(trained, received)
                 cells.append(cell | known[same])
             print(*cells[-len(RULES) :], sep="\n", flush=True)
     scores = {rule: mean([cell["validation"] for cell in cells if cell["rule"] == rule]) for rule in RULES}

@@ -64,7 +64,7 @@ def test_a_coefficient_that_is_none_is_refused(coefficient):
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("fusion.coefficient=[0.1,0.2]", [0.1, 0.2]),
+        ("fusion.coefficient=[0,1,2,3,4,5,6,7]", list(range(8))),
         ("fusion.coefficient={query:0.1,default:2}", {"query": 0.1, "default": 2}),
         ("fusion.coefficient=1", 1),
         ("fusion=average", None),

@@ -241,6 +241,11 @@ def test_adapters_of_different_modules_or_bases_are_refused(bert, tmp_path):
     other = save(tmp_path / "other", bert, 1)
     edit(other, base_model_name_or_path="owner/large")
     assert f"{one} adapts '{bert}', but {other} adapts 'owner/large'" in refusal(read_all, [str(one), str(other)])
+    edit(one, revision="v1")
+    edit(other, base_model_name_or_path=str(bert), revision="v2")
+    assert f"adapts '{bert}@v1', but {other} adapts '{bert}@v2'" in refusal(read_all, [str(one), str(other)])
+    edit(other, revision=None)
+    assert len(read_all([str(one), str(other)])) == 2
 
 
 def test_a_base_is_the_same_wherever_its_folder_is():
