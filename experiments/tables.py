@@ -207,7 +207,50 @@ def uplink(results: dict) -> str:
     return "\n".join(rows)
 
 
+def fusion(results: dict) -> str:
+    mean, seeds = results["mean"], len(results["seeds"])
+    rows = [
+        prose(
+            f"""Eight text tasks on MiniLM, no noise, mean test accuracy over tasks and {seeds} seeds, each rule with
+            the coefficient that is best on held-out training rows (`python -m experiments.text8.fusion --root DIR`);
+            base {mean["base"]:.3f}, single task {mean["single_task"]:.3f}:"""
+        ),
+        "",
+        "| rule | coefficient | accuracy | over task arithmetic |",
+        "|---|---:|---:|---:|",
+    ]
+    plain = mean["rules"]["task arithmetic"]["test"]
+    for name, row in sorted(mean["rules"].items(), key=lambda item: -item[1]["test"]):
+        rows.append(f"| {name} | {row['coefficient']} | {row['test']:.3f} | {row['test'] - plain:+.3f} |")
+    rows += ["", "With eight shots per class:", "", "| start, loss | accuracy | of single task |", "|---|---:|---:|"]
+    for name, accuracy in mean["realigned"].items():
+        rows.append(f"| {name} | {accuracy:.3f} | {accuracy / mean['single_task']:.1%} |")
+    return "\n".join(rows)
+
+
+def dominance(results: dict) -> str:
+    models = ("unprotected", "control", "R-MTLLMF", "ours")
+    rows = [
+        prose(
+            f"""Mean test accuracy on `digits8` over {results["seeds"]} seeds, and by how much ours beats the better of
+            unprotected fusion and control, with 95 % intervals (`python -m experiments.rmtllmf.dominance`); the level
+            is the NMSE of white noise, or the JSR of a jammer, in dB:"""
+        ),
+        "",
+        "| channel | level | " + " | ".join(models) + " | ours over the better part |",
+        "|---|---:|" + "---:|" * (len(models) + 1),
+    ]
+    for row in results["rows"]:
+        level = "" if row["level_db"] is None else f"{row['level_db']:+.0f}"
+        margin, half = row["margin"]["ours"]
+        shown = " | ".join(f"{row[model][0]:.3f}" for model in models)
+        rows.append(f"| {row['channel'].replace('_', ' ')} | {level} | {shown} | {margin:+.3f} ± {half:.3f} |")
+    return "\n".join(rows)
+
+
 TABLES = {
+    "experiments/text8/fusion.json": fusion,
+    "experiments/rmtllmf/dominance.json": dominance,
     "experiments/wireless/table.json": wireless,
     "experiments/wireless/rules.json": rules,
     "experiments/benchmarks/uplink.json": uplink,

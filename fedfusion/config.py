@@ -4,7 +4,7 @@ import datetime
 import importlib.util
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -275,22 +275,7 @@ def resolve(overrides: Sequence[str]) -> DictConfig:
         With one sentence per error: unknown names and their nearest valid ones, wrong types, values that a stage
         refuses, files that do not exist.
     """
-    errors: list[str] = []
-    parsed: list[Override] = []
-    for text in overrides:
-        try:
-            parsed.append(OverridesParser.create().parse_override(text))
-        except HydraException as error:
-            errors.append(f"{text}: cannot be read as key=value ({first_line(error)})")
-    options = groups()
-    choices = [o for o in parsed if o.key_or_group in options]
-    values = [o for o in parsed if o.key_or_group not in options]
-    checked = [(o, check_option(o, options[o.key_or_group])) for o in choices]
-    skeleton = _compose([o for o, wrong in checked if not wrong])
-    checked += [(o, check_key(o, skeleton, options)) for o in values]
-    errors += [error for _, wrong in checked for error in wrong]
-    cfg = _compose([o for o, wrong in checked if not wrong])
-    unfit = check_values(cfg, Experiment)
+    cfg, errors, unfit = composed(overrides, "config", Experiment, groups())
     if not unfit:
         try:
             experiment = build(cfg)
@@ -302,6 +287,33 @@ def resolve(overrides: Sequence[str]) -> DictConfig:
     if errors or unfit:
         raise ConfigErrors([*errors, *unfit])
     return cfg
+
+
+def composed(
+    overrides: Sequence[str], root: str, schema: type, options: Mapping[str, Sequence[str]]
+) -> tuple[DictConfig, list[str], list[str]]:
+    """`conf/<root>.yaml` with the overrides that can be read, and with `options` for its groups.
+
+    Returns
+    -------
+    cfg, errors, unfit
+        The configuration, what is wrong with overrides, and in what its values do not fit `schema`: a sentence each.
+    """
+    errors: list[str] = []
+    parsed: list[Override] = []
+    for text in overrides:
+        try:
+            parsed.append(OverridesParser.create().parse_override(text))
+        except HydraException as error:
+            errors.append(f"{text}: cannot be read as key=value ({first_line(error)})")
+    choices = [o for o in parsed if o.key_or_group in options]
+    values = [o for o in parsed if o.key_or_group not in options]
+    checked = [(o, check_option(o, options[o.key_or_group])) for o in choices]
+    skeleton = _compose([o for o, wrong in checked if not wrong], root)
+    checked += [(o, check_key(o, skeleton, options)) for o in values]
+    errors += [error for _, wrong in checked for error in wrong]
+    cfg = _compose([o for o, wrong in checked if not wrong], root)
+    return cfg, errors, check_values(cfg, schema)
 
 
 def resume(run_dir: Path, overrides: Sequence[str]) -> tuple[DictConfig, list[str]]:
@@ -372,11 +384,11 @@ def to_json(cfg: DictConfig) -> str:
     return json.dumps(OmegaConf.to_container(cfg, resolve=True))
 
 
-def _compose(overrides: Sequence[Override]) -> DictConfig:
+def _compose(overrides: Sequence[Override], root: str) -> DictConfig:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         try:
-            cfg = compose("config", [str(o.input_line) for o in overrides])
+            cfg = compose(root, [str(o.input_line) for o in overrides])
             for key in PATHS:  # processes of other grids have other working folders
                 path = OmegaConf.select(cfg, key)
                 if isinstance(path, str) and Path(path).exists():

@@ -321,10 +321,10 @@ def _by_pattern(config: Mapping[str, Any], key: str, module: str, default: float
 def _check_alike(one: Adapter, other: Adapter) -> None:
     revisions = [str(adapter.config.get("revision") or "") for adapter in (one, other)]
     if not same_base(one.base, other.base) or (all(revisions) and revisions[0] != revisions[1]):
-        ours, theirs = (f"'{a.base}{'@' * bool(r)}{r}'" for a, r in zip((one, other), revisions, strict=True))
+        named = [f"'{a.base}{'@' * bool(r)}{r}'" for a, r in zip((one, other), revisions, strict=True)]
         raise FedfusionError(
-            f"{one.source} adapts {ours}, but {other.source} adapts {theirs}: task vectors of different bases cannot be "
-            "fused (merge adapters of one base)"
+            f"{one.source} adapts {named[0]}, but {other.source} adapts {named[1]}: task vectors of different bases "
+            "cannot be fused (merge adapters of one base)"
         )
     if difference := _difference(one.layout, other.layout):
         raise FedfusionError(

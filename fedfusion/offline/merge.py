@@ -81,7 +81,7 @@ def merge(sources: Sequence[str], overrides: Sequence[str], out: Path, per_task:
         raise FedfusionError(f"--out {out} exists already and is never overwritten (choose another)")
     data = [override for override in overrides if key_of(override) in DATA]
     own = [override for override in overrides if key_of(override) not in DATA]
-    cfg = of_root("merge", Merge, own)
+    cfg = of_root("merge", Merge, own, ["fusion"])
     plan = cast(Merge, config.build(cfg))
     rule, seed = plan.fusion, plan.seed
     _check(rule, len(sources), [key_of(override) for override in data], per_task)

@@ -13,13 +13,13 @@ def test_the_first_part_of_a_key_is_found_whatever_hydra_adds_to_it(override):
 
 
 def test_a_root_is_composed_with_its_groups():
-    cfg = of_root("merge", Merge, ["fusion=average", "seed=4"])
+    cfg = of_root("merge", Merge, ["fusion=average", "seed=4"], ["fusion"])
     assert (cfg.seed, cfg.rank, cfg.fusion.coefficient) == (4, None, None)
 
 
 def test_what_is_wrong_with_a_root_is_said_at_once():
     with pytest.raises(ConfigErrors) as caught:
-        of_root("merge", Merge, ["fusion=averag", "sed=1", "rank=x", "[["])
+        of_root("merge", Merge, ["fusion=averag", "sed=1", "rank=x", "[["], ["fusion"])
     assert len(caught.value.errors) == 4
     for said in ("[[: cannot be read", "did you mean 'average'?", "did you mean 'seed'?", "rank: expected int | float"):
         assert any(said in error for error in caught.value.errors), said

@@ -219,6 +219,13 @@ def test_one_sided_tests_by_hand(inference):
     assert inference.above_zero(np.abs(x))["wilcoxon"] == pytest.approx(1 / 64)
 
 
+def test_zeros_count_half_for_either_sign(inference):
+    found = inference.above_zero(np.array([0.0] * 12 + [1.0, 2.0, 3.0]))
+    ranks, mean = 13 + 14 + 15 + 12 * 6.5 / 2, 15 * 16 / 4
+    z = (ranks - mean) / math.sqrt(15 * 16 * 31 / 24 - (12**3 - 12) / 48)  # twelve are tied
+    assert found["wilcoxon"] == pytest.approx(math.erfc(z / math.sqrt(2)) / 2)
+
+
 def test_nothing_is_rejected_where_nothing_changed(inference):
     assert inference.above_zero(np.zeros(16)) == {"t": 1, "wilcoxon": 1}
     same = inference.above_zero(np.full(16, 0.25))
