@@ -29,16 +29,16 @@ class FewShot:
     - `entropy`: the entropy of the prediction, which needs no labels;
     - `teachers`: :math:`\mathrm{KL}(q \Vert p)` of the prediction `p` from
       :math:`q = w_t\, p_t(x) + (1 - w_t)\, \mathbb 1_y`, where the teacher `p_t` is the single-task adapter of task `t`
-      as it was received. Its weight is `trust` times its accuracy `a_t` on the server's samples beyond that of guessing
-      among `C` classes, :math:`w_t = [(a_t - 1/C) / (1 - 1/C)]_+`: teachers drowned in noise are not followed. The
-      control has no teachers, and learns from labels.
+      as it was received. Its weight :math:`w_t = [(a_t - 1/C) / (1 - 1/C)]_+^\delta` is its accuracy `a_t` on the
+      server's samples beyond that of guessing among `C` classes, to the power of `doubt`: teachers drowned in noise are
+      not followed. The control has no teachers, and learns from labels.
 
     Parameters
     ----------
     steps, lr, batch_size
         Of AdamW.
-    loss, trust
-        As above.
+    loss, doubt
+        As above; a `doubt` of zero follows every teacher.
     schedule
         What a batch is drawn from: `pooled`, all samples together, so that tasks of many classes come more often;
         `balanced`, the same number of each task; `per_task`, one task after another in turn.
@@ -66,7 +66,7 @@ class FewShot:
     lr: float = 3e-4
     batch_size: int = 64
     loss: Literal["labels", "entropy", "teachers"] = "labels"
-    trust: float = 1.0
+    doubt: float = 3.0
     schedule: Literal["pooled", "balanced", "per_task"] = "pooled"
     modules: Sequence[str] = ()
     share: float = 1.0
@@ -82,9 +82,11 @@ class FewShot:
                 "realign.steps must be at least 0 and realign.batch_size at least 1, "
                 f"got {self.steps}, {self.batch_size}"
             )
-        for name in ("trust", "share", "keep"):
+        for name in ("share", "keep"):
             if not 0 < getattr(self, name) <= 1:
                 raise FedfusionError(f"realign.{name} must be in (0, 1], got {getattr(self, name)}")
+        if not self.doubt >= 0:
+            raise FedfusionError(f"realign.doubt must be at least 0, got {self.doubt}")
         if not self.scales or not all(scale >= 0 for scale in self.scales):
             raise FedfusionError(f"realign.scales must be at least one number, none negative, got {list(self.scales)}")
         if not 0 <= self.anchor * self.lr < 1:
@@ -140,7 +142,7 @@ class FewShot:
             return repair.probe.entropy
         if self.loss == "labels" or not len(repair.tasks):
             return repair.probe.loss
-        return Teachers.of(repair.probe, repair.tasks, self.trust).loss
+        return Teachers.of(repair.probe, repair.tasks, self.doubt).loss
 
     def _moves(self, start: Tensor, layout: Layout, probe: Probe, loss: Loss) -> Tensor:
         """Which of the entries `[d]` are tuned.

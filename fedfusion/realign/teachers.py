@@ -21,12 +21,12 @@ class Teachers:
     weights: Mapping[int, float]
 
     @classmethod
-    def of(cls, probe: Probe, tasks: Mapping[int, Tensor], trust: float) -> "Teachers":
+    def of(cls, probe: Probe, tasks: Mapping[int, Tensor], doubt: float) -> "Teachers":
         """Teachers that are followed as far as the labels of the samples speak for them."""
         weights = {}
         for task, adapter in tasks.items():
             right, guessed = agreement(probe, adapter, task)
-            weights[task] = trust * max(0.0, (right - guessed) / (1 - guessed)) if guessed < 1 else 0.0
+            weights[task] = max(0.0, (right - guessed) / (1 - guessed)) ** doubt if guessed < 1 else 0.0
         return cls(probe, tasks, weights)
 
     def loss(self, adapter: Tensor, rows: Tensor) -> Tensor:

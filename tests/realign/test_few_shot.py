@@ -119,8 +119,12 @@ def test_a_batch_is_drawn_as_the_schedule_says(schedule, counts, parabola, rng):
 def test_a_good_teacher_is_followed_and_a_bad_one_is_not(linear, rng):
     good = torch.tensor([1.0, 0.0, -3.0, 3.0, 1.0, 0.0, -3.0, 3.0])  # B A x = (-3 x_0, 3 x_0): right on every sample
     bad = -good * torch.tensor([1.0, 1, -1, -1, 1, 1, -1, -1])
-    teachers = Teachers.of(linear, {0: good, 1: bad}, trust=0.5)
-    assert teachers.weights == {0: 0.5, 1: 0.0}
+    teachers = Teachers.of(linear, {0: good, 1: bad}, doubt=3.0)
+    assert teachers.weights == {0: 1.0, 1: 0.0}
+    linear.labels[:4:2] = 1 - linear.labels[:4:2]  # of the 20 samples of task 0, the teacher is wrong on two now
+    assert Teachers.of(linear, {0: good}, doubt=1.0).weights == {0: pytest.approx(0.8)}
+    assert Teachers.of(linear, {0: good}, doubt=3.0).weights == {0: pytest.approx(0.8**3)}
+    teachers = replace(teachers, weights={0: 0.5, 1: 0.0})
     rows = torch.arange(40)
     by_hand = torch.zeros(())
     student = torch.randn(8, generator=rng)
@@ -163,7 +167,7 @@ def test_scaling_acts_on_products_and_on_what_is_outside_of_them():
     [
         ("steps", -1),
         ("lr", 0),
-        ("trust", 0),
+        ("doubt", -1),
         ("share", 1.5),
         ("keep", 0),
         ("scales", []),

@@ -1,4 +1,5 @@
 import importlib
+import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -302,6 +303,15 @@ def test_the_experiment_fuses_exactly(fused):
     assert len(fused.clean["a"]) == 4
 
 
+def test_a_task_beside_one_that_learnt_nothing_is_not_disturbed(run, tmp_path, rng):
+    trained = Tiny(run, tmp_path, rng)
+    trained.sent.vectors[2:] = 0
+    fused = run.Fused(trained, 4)
+    torch.testing.assert_close(fused.clean["a"], fused.single["a"])
+    torch.testing.assert_close(fused.single["b"], fused.base["b"])
+    assert squared_distance(fused.clean["b"], fused.base["b"]) > 1e-3
+
+
 def test_signs_that_are_sent_backwards_measure_the_jacobian(fused):
     sent = fused.sent.vectors
     expected = 0.0
@@ -353,8 +363,8 @@ def test_conclusions_of_known_draws(run, monkeypatch):
 
 
 def test_committed_results_follow_from_their_draws(run):
-    found = run.json.loads((ROOT / "experiments/disentanglement/results.json").read_text())
-    again = run.json.loads(run.written(run.conclude(found["seeds"])))
+    found = json.loads((ROOT / "experiments/disentanglement/results.json").read_text())
+    again = json.loads(run.written(run.conclude(found["seeds"])))
     assert again["prediction"] == [pytest.approx(row) for row in found["prediction"]]
     for name in run.METRICS:
         assert again[name]["levels"] == [pytest.approx(row) for row in found[name]["levels"]]
