@@ -248,7 +248,55 @@ def dominance(results: dict) -> str:
     return "\n".join(rows)
 
 
+def disentanglement(results: dict) -> str:
+    """Rise of both errors by NMSE, with what the tests say."""
+    settings, rows = results["settings"], []
+    rows = [
+        prose(
+            f"""Rise over the clean value ({results["xi_01"]["clean"]:.2f} and {results["xi_L2"]["clean"]:.1f}) with its
+            95 % interval, p of the one-sided t test after Holm's correction, and the share of single draws that fall
+            below the clean value; {len(results["seeds"])} seeds, {settings["pairs"]} mirrored pairs of draws for each
+            (`python -m experiments.disentanglement.run`):"""
+        ),
+        "",
+        "| NMSE in dB | rise of `xi_01` | p | below | rise of `xi_L2` | p | below |",
+        "|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for level, *pair in zip(settings["nmse_db"], results["xi_01"]["levels"], results["xi_L2"]["levels"], strict=True):
+        cells = [
+            f"{one['increment']:.3f} ({one['low']:.3f}, {one['high']:.3f}) | {one['p_t_holm']:.1g} | "
+            f"{one['draws_below_clean']:.0%}"
+            for one in pair
+        ]
+        rows.append(f"| {level:+.0f} | " + " | ".join(cells) + " |")
+    trends = ", ".join(f"`{name}` {results[name]['page']['p']:.1g}" for name in ("xi_01", "xi_L2"))
+    return "\n".join([*rows, "", f"Page's test of a rising trend, seeds as blocks: {trends}."])
+
+
+def fusion_cost(results: dict) -> str:
+    dense, lora = results["dense"], results["lora"]
+    rows = [
+        prose(
+            f"""{dense["tasks"]} dense task vectors of {dense["parameters"] / 1e6:.0f} million parameters, one thread
+            (`python -m experiments.benchmarks.fusion`); the floor, {dense["floor_s"]:.3f} s, reads them once and writes
+            the result at the {dense["copy_gb_per_s"]:.0f} GB/s of a copy on this machine:"""
+        ),
+        "",
+        "| | CPU s | times the floor | extra memory, in inputs |",
+        "|---|---:|---:|---:|",
+    ]
+    for name, cost in dense["rules"].items():
+        rows.append(f"| {name} | {cost['cpu_s']:.3f} | {cost['times_floor']:.1f} | {cost['extra_memory']:.2f} |")
+    scaled = lora["cpu_s_scaled_from_one_layer_of_each_shape"]
+    rows += ["", f"{lora['adapters']}, from factors to factors:", "", "| | CPU s |", "|---|---:|"]
+    rows += [f"| {name} | {cost:.2f} |" for name, cost in lora["cpu_s"].items()]
+    rows += [f"| {name} (scaled from a layer of each shape) | {cost:.1f} |" for name, cost in scaled.items()]
+    return "\n".join(rows)
+
+
 TABLES = {
+    "experiments/benchmarks/fusion.json": fusion_cost,
+    "experiments/disentanglement/results.json": disentanglement,
     "experiments/text8/fusion.json": fusion,
     "experiments/rmtllmf/dominance.json": dominance,
     "experiments/wireless/table.json": wireless,

@@ -17,8 +17,8 @@ To first order in the power of the noise `xi_L2` rises by `NMSE * sum_k s_k^2 su
 Jacobian of the logits in the upload of client k and `s_k` that upload's root mean square. The sum is measured by
 backpropagating random signs, without any noise. A pair's rise is the sum of two parts, which are told apart exactly:
 half the difference of its two logits, squared, is what that sum predicts (`odd`); the rest is what the curvature adds,
-of the model and of the product of two noisy factors (`even`). About twenty minutes on one core; written after each
-seed, and continued where it stopped.
+of the model and of the product of two noisy factors. About twenty minutes on one core; written after each seed, and
+continued where it stopped.
 """
 
 import argparse
