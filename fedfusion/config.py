@@ -133,7 +133,7 @@ class Experiment:
         client, virtual, causal = self.client, self.model.num_virtual_tokens, self.model.auto == "AutoModelForCausalLM"
         into_base, moments = self.coupling.into_base, self.server_optimizer.num_moments
         name, name_of_fusion = _class(self.channel), _class(self.fusion)
-        given = getattr(self.fusion, "coefficient", None)
+        given = getattr(getattr(self.fusion, "rule", self.fusion), "coefficient", None)
         coefficients = list(given) if isinstance(given, Sequence) else None
         wrong = {
             "client.train_head=true: the head of a task whose responses are text is the base's (set it to false)":
@@ -151,6 +151,13 @@ class Experiment:
                 client.statistics != "none" and virtual,
             "client.statistics=curvature: with coupling=stacking nothing is fused that could use them (set it to none)":
                 client.statistics != "none" and into_base,
+            f"client.statistics=curvature: fusion={name_of_fusion} has no use for it (set it to none, or choose "
+            "fusion=regmean, fisher or laplace)":
+                client.statistics != "none" and self.fusion.data != "client statistics",
+            "realign.loss=teachers: with coupling=stacking there are no adapters of single tasks (choose labels)":
+                self.realign.needs_tasks and into_base,
+            f"fusion.agree={getattr(self.fusion, 'agree', 0)} exceeds the {len(self.suite.tasks)} tasks (lower it)":
+                getattr(self.fusion, "agree", 0) > len(self.suite.tasks),
             f"fusion.coefficient={coefficients} must have one number for each of the {len(self.suite.tasks)} tasks "
             f"{', '.join(self.suite.tasks)} (or give one for all)":
                 coefficients is not None and len(coefficients) != len(self.suite.tasks),

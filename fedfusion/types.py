@@ -61,6 +61,11 @@ class Layout:
         return tuple(offsets)
 
     @property
+    def rank(self) -> int:
+        """The largest rank of its pairs; zero where there are none."""
+        return max((self.shapes[pair.a][0] for pair in self.pairs), default=0)
+
+    @property
     def dim(self) -> int:
         """Length `d` of the flat vector."""
         return self.offsets[-1]
@@ -447,6 +452,11 @@ class Repair:
 
 class Realigner(Protocol):
     """Repairs the fused adapter with a few samples."""
+
+    @property
+    def data(self) -> Literal["none", "unlabelled", "few labels"]:
+        """Which samples of the server it is given."""
+        ...
 
     @property
     def needs_tasks(self) -> bool:

@@ -28,7 +28,7 @@ class Consensus:
         The factor :math:`\mu`: the larger, the fewer entries are in a mask. The authors choose it among 0.2 to 0.6
         for each task on validation data.
     agree
-        The number `a` of tasks.
+        The number `a` of tasks, or all where fewer were heard.
     coefficient
         The scale :math:`\lambda`; masked vectors are served without it.
     space
@@ -56,7 +56,7 @@ class Consensus:
         """Return the fused vector `[D]` of `task_vectors [T, D]`."""
         fused = blank(task_vectors, layout.dim)
         for part, total, masks in self._masks(task_vectors):
-            fused[part] = masks.sum(0).ge_(self.agree).mul_(total).mul_(self.coefficient)
+            fused[part] = masks.sum(0).ge_(min(self.agree, len(task_vectors))).mul_(total).mul_(self.coefficient)
         return fused
 
     def served(self, task_vectors: Tensor, layout: Layout, evidence: Evidence) -> Tensor:

@@ -1,6 +1,7 @@
 """Coefficients of task vectors, learnt on the server's samples."""
 
 from dataclasses import dataclass
+from math import inf
 from typing import Literal
 
 import torch
@@ -96,8 +97,8 @@ class Learned:
 
     def __post_init__(self) -> None:
         start, wrong = self.coefficient, None
-        if start is not None and not start >= 0:
-            wrong = f"coefficient must be at least 0 or null, got {start}"
+        if start is not None and not 0 <= start < inf:
+            wrong = f"coefficient must be finite and at least 0, or null, got {start}"
         elif start == 0 and self.weights in ("normalised", "concrete"):
             wrong = f"coefficient=0 leaves nothing to learn with weights={self.weights} (set it to 0.3)"
         elif start is not None and start > 1 and self.weights == "clamped":
@@ -110,11 +111,11 @@ class Learned:
             wrong = f"steps must be at least 0, got {self.steps}"
         elif not 0 <= self.dropout < 1:
             wrong = f"dropout must be in [0, 1), got {self.dropout}"
-        elif not self.weight_decay >= 0:
-            wrong = f"weight_decay must be at least 0, got {self.weight_decay}"
+        elif not 0 <= self.weight_decay < inf:
+            wrong = f"weight_decay must be finite and at least 0, got {self.weight_decay}"
         for key in ("blocks", "batch_size", "lr", "temperature"):
-            if not getattr(self, key) > 0:
-                wrong = f"{key} must be positive, got {getattr(self, key)}"
+            if not 0 < getattr(self, key) < inf:
+                wrong = f"{key} must be positive and finite, got {getattr(self, key)}"
         if wrong:
             raise FedfusionError(f"fusion.{wrong}")
 

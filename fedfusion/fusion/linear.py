@@ -64,6 +64,8 @@ class TaskArithmetic:
                     f"fusion.coefficient must have a number for each of the {tasks} tasks, got {len(self.coefficient)}"
                 )
             rows = evidence.tasks or range(tasks)
+            if max(rows) >= len(self.coefficient):
+                raise FedfusionError(f"fusion.coefficient={list(self.coefficient)} has no number for task {max(rows)}")
             return weighted_sum(torch.tensor([self.coefficient[row] for row in rows]), task_vectors)
         coefficient = 1 / tasks if self.coefficient is None else self.coefficient
         return weighted_sum(torch.full((tasks,), float(coefficient)), task_vectors)

@@ -45,7 +45,8 @@ class MetaGpt:
     def __call__(self, task_vectors: Tensor, layout: Layout, evidence: Evidence) -> Tensor:
         """Return the fused vector `[D]` of `task_vectors [T, D]`."""
         norms = torch.stack([torch.linalg.vector_norm(vector) for vector in task_vectors]).double()
-        clipped = norms if self.clip is None else norms.clamp_max(self.clip * float(norms.median()))
+        alive = norms[norms > 0]  # the median of those that are there: zeros would clip all others away
+        clipped = norms if self.clip is None or not len(alive) else norms.clamp_max(self.clip * float(alive.median()))
         tiny = torch.finfo(torch.float64).tiny  # where all of them are zero, so is the sum
         weights = clipped.square() / clipped.square().sum().clamp_min(tiny)
         return weighted_sum(weights * clipped / norms.clamp_min(tiny), task_vectors)

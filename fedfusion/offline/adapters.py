@@ -206,7 +206,7 @@ def write(
     folder: Path, vector: Tensor, layout: Layout, adapters: Sequence[Adapter], heads: Mapping[str, Tensor]
 ) -> None:
     """Write `vector [d]`, made of `adapters`, as a plain LoRA of one rank that `PeftModel.from_pretrained` loads."""
-    rank = layout.shapes[layout.pairs[0].a][0]
+    rank = layout.rank
     config = _agreed(adapters, KEPT)
     config["base_model_name_or_path"] = next((adapter.base for adapter in adapters if adapter.base), None)
     config |= {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "bias": "none", "inference_mode": True}

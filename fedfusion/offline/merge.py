@@ -88,6 +88,7 @@ def merge(sources: Sequence[str], overrides: Sequence[str], out: Path, per_task:
     run = None
     if rule.data != "none":
         run = config.resolve([*data, *(override for override in own if key_of(override) != "rank")])
+    torch.set_num_threads(1)  # sums change their order with it
     adapters = read_all(sources)
     evaluator = _evaluator(config.build(run), adapters) if run else None
     layout = evaluator.model.layout if evaluator else common(adapters)
@@ -192,7 +193,7 @@ def _facts(vector: Tensor, layout: Layout, discarded: Mapping[str, float]) -> di
     """Rank, norm, and the energy that the rank discards of each module."""
     worst = max(discarded, key=lambda module: discarded[module])
     return {
-        "rank": layout.shapes[layout.pairs[0].a][0],
+        "rank": layout.rank,
         "norm": float(norms(layout, vector[None])),
         "discarded": discarded[worst],
         "discarded_most_in": worst,

@@ -2,17 +2,17 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from fedfusion.lora.product import outside
-from fedfusion.realign.teachers import Teachers, accuracy
+from fedfusion.realign.teachers import SCORED, Teachers, accuracy
 from fedfusion.types import FedfusionError, Layout, Probe, Repair
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # of an adapter `[d]` on rows of the samples
-SCORED = 64  # samples that go through the model at once
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class FewShot:
     r"""AdamW on the fused adapter over the server's samples of all tasks, learning rate decaying linearly to zero.
 
     Only the adapter moves: embeddings, heads and every other weight of the base stay frozen, which is the
-    realignment of R-MTLLMF as far as it is known. `steps=0` is no realignment. Whether fusion earned anything is
-    seen beside the control: the same tune from the base alone, without task vectors.
+    realignment of R-MTLLMF as far as it is known. `steps=0` and one scale of 1 are no realignment. Whether fusion
+    earned anything is seen beside the control: the same tune from the base alone, without task vectors.
 
     Three losses say what is learnt from a sample `x` of task `t`:
 
@@ -75,8 +75,8 @@ class FewShot:
     keep: float = 0.95
 
     def __post_init__(self) -> None:
-        if not self.lr > 0:
-            raise FedfusionError(f"realign.lr must be positive, got {self.lr}")
+        if not 0 < self.lr < inf:
+            raise FedfusionError(f"realign.lr must be positive and finite, got {self.lr}")
         if self.steps < 0 or self.batch_size < 1:
             raise FedfusionError(
                 "realign.steps must be at least 0 and realign.batch_size at least 1, "
@@ -87,12 +87,17 @@ class FewShot:
                 raise FedfusionError(f"realign.{name} must be in (0, 1], got {getattr(self, name)}")
         if not self.doubt >= 0:
             raise FedfusionError(f"realign.doubt must be at least 0, got {self.doubt}")
-        if not self.scales or not all(scale >= 0 for scale in self.scales):
+        if not self.scales or not all(0 <= scale < inf for scale in self.scales):
             raise FedfusionError(f"realign.scales must be at least one number, none negative, got {list(self.scales)}")
         if not 0 <= self.anchor * self.lr < 1:
             raise FedfusionError(
                 f"realign.anchor={self.anchor} times realign.lr={self.lr} must be in [0, 1) (lower the anchor)"
             )
+
+    @property
+    def data(self) -> Literal["unlabelled", "few labels"]:
+        """Which samples of the server it is given: scales are chosen by labels."""
+        return "unlabelled" if self.loss == "entropy" and tuple(self.scales) == (1.0,) else "few labels"
 
     @property
     def needs_tasks(self) -> bool:

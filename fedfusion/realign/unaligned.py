@@ -1,7 +1,7 @@
 """No realignment."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -12,6 +12,7 @@ from fedfusion.types import Repair
 class Unaligned:
     """The fused adapter as it is: plain multi-task model fusion, the baseline of R-MTLLMF."""
 
+    data: ClassVar[Literal["none"]] = "none"
     needs_tasks: ClassVar[bool] = False
 
     def __call__(self, fused: Tensor, repair: Repair) -> Tensor:

@@ -144,9 +144,9 @@ class Evaluator:
 
     def _carrier(self, rank: int) -> LoraModel:
         """A model for adapters of this rank; which one depends on nothing else, as equal bits need it."""
-        if rank <= _rank(self.model):
+        if rank <= self.model.layout.rank:
             return self.model
-        if rank != _rank(self.wide):
+        if rank != self.wide.layout.rank:
             engine: Literal["cohort", "peft"] = "peft" if self.model.cohort is None else "cohort"
             self.wide = LoraModel(self.model.model, self.seed, rank, engine)  # on the same base
         return self.wide
@@ -250,10 +250,6 @@ def hide(samples: Samples) -> Samples:
     given = samples.labels != -100
     first = given & (given.cumsum(1) == 1)
     return Samples(samples.inputs, torch.where(first, -1, -100))
-
-
-def _rank(model: LoraModel) -> int:
-    return max((model.layout.shapes[pair.a][0] for pair in model.layout.pairs), default=0)
 
 
 def _mean(values: Sequence[float]) -> float:

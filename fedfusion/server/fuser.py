@@ -1,7 +1,7 @@
 """From personal adapters to one multi-task adapter: aggregate within each task, fuse across tasks, on products."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from fedfusion.config import Experiment
 from fedfusion.lora.product import CoreSpace
 from fedfusion.rng import generator
 from fedfusion.server.evaluation import Evaluator
-from fedfusion.types import Evidence, Layout, Probe, Serving
+from fedfusion.types import Evidence, FedfusionError, Layout, Probe, Serving
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,9 @@ class Fuser:
         adapters: Tensor,
         examples: Tensor,
         curvature: Mapping[str, Tensor],
-        errors: Mapping[int, float],
+        errors: Tensor | None,
         server_round: int,
+        only_fused: bool = False,
     ) -> Fused:
         """Fuse what is known of all clients.
 
@@ -72,24 +73,37 @@ class Fuser:
             Training examples behind each; zero where nothing is known of a client.
         curvature
             By `task.kind.module`, see :class:`fedfusion.server.state.State`.
-        errors
-            Of the clients' uploads, relative to their power, as the receiver believes.
+        errors : [N]
+            Of the upload behind each adapter, relative to its power, as the receiver believed; not a number where
+            nothing is known of one, None where of none.
+        only_fused
+            Leave out the adapters of single tasks.
+
+        Raises
+        ------
+        FedfusionError
+            If the rule makes something that is not finite.
         """
         target, fusion = self.evaluator.model.layout, self.experiment.fusion
         core, task_vectors, clients = self._task_vectors(adapters, examples)
         evidence = Evidence(
             rng=self._rng(server_round),
             tasks=tuple(self.experiment.suite.tasks.index(task) for task in clients),
-            nmse=_task_errors(clients, errors) if errors else None,
+            nmse=None if errors is None else _task_errors(clients, examples, errors),
             probe=self._probe(core),
             curvature=core.curvature(self._moments(clients, curvature)),
         )
-        adapter, discarded = core.to_adapter(fusion(task_vectors, core.layout, evidence), target)
+        fused = fusion(task_vectors, core.layout, evidence)
+        if not fused.isfinite().all():
+            raise FedfusionError(
+                f"fusion={type(fusion).__name__} makes entries that are not finite (choose another rule or coefficient)"
+            )
+        adapter, discarded = core.to_adapter(fused, target)
         served: Iterable[Tensor] = ()
-        if isinstance(fusion, Serving):  # from the same draws
-            again = Evidence(self._rng(server_round), evidence.tasks, evidence.nmse, evidence.probe, evidence.curvature)
+        if isinstance(fusion, Serving) and not only_fused:
+            again = replace(evidence, rng=self._rng(server_round))  # the same draws
             served = fusion.served(task_vectors, core.layout, again)
-        single = task_vectors if self.experiment.realign.needs_tasks else ()
+        single = task_vectors if self.experiment.realign.needs_tasks and not only_fused else ()
         return Fused(
             adapter,
             {task: core.to_adapter(vector, target)[0] for task, vector in zip(evidence.tasks, single, strict=False)},
@@ -136,6 +150,11 @@ class Fuser:
         }
 
 
-def _task_errors(clients: Mapping[str, Sequence[int]], errors: Mapping[int, float]) -> Tensor:
-    """Error `[T]` of the mean of each task: that of independent ones gets smaller with the number of clients."""
-    return torch.tensor([sum(errors.get(c, 0.0) for c in mine) / len(mine) ** 2 for mine in clients.values()])
+def _task_errors(clients: Mapping[str, Sequence[int]], examples: Tensor, errors: Tensor) -> Tensor:
+    """Error `[T]` of the mean of each task: those of independent clients average out."""
+    found = []
+    for mine in clients.values():
+        weights = examples[mine].double()
+        weights = weights / weights.sum()
+        found.append((weights.square() * errors[mine].nan_to_num(0.0)).sum())
+    return torch.stack(found).float()

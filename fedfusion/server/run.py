@@ -111,7 +111,7 @@ def _fused_rank(experiment: Experiment, model: LoraModel) -> int:
     if not layout.pairs:
         return 1
     full = max(min(layout.shapes[p.a][1], layout.shapes[p.b][0]) for p in layout.pairs)
-    rank = max(layout.shapes[pair.a][0] for pair in layout.pairs)
+    rank = layout.rank
     return min(full, experiment.fused_rank or len(experiment.suite.tasks) * rank)
 
 
@@ -126,6 +126,8 @@ def _save_adapters(run_dir: Path, strategy: RoundStrategy, client_model: LoraMod
         save_file(heads, run_dir / "adapter" / "heads.safetensors")
     for task, adapter in strategy.state.served.items():
         model.save(run_dir / "served" / task, adapter)
+        if task in heads:
+            save_file({task: heads[task]}, run_dir / "served" / task / "heads.safetensors")
     if strategy.experiment.coupling.into_base:
         return  # everyone has the one model
     for client, adapter in enumerate(strategy.starts()):

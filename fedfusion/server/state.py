@@ -26,6 +26,8 @@ class State:
         What the server's optimiser keeps.
     heads
         `[C + 1, h]` by task, where heads are trained.
+    errors : [num_clients]
+        NMSE of the upload behind each adapter, as the receiver believed; not a number where nothing is known.
     served : [d']
         By task, multi-task adapters for devices that know their task.
     curvature
@@ -42,7 +44,7 @@ class State:
         What earlier calls of a resumed run have taken.
     """
 
-    TENSORS: ClassVar = ("adapters", "examples", "fused", "realigned", "merged", "moments")
+    TENSORS: ClassVar = ("adapters", "examples", "fused", "realigned", "merged", "moments", "errors")
     BY_TASK: ClassVar = ("heads", "served", "curvature")
     FACTS: ClassVar = ("reference", "history", "single_task", "personal", "seconds")
 
@@ -52,6 +54,7 @@ class State:
     realigned: Tensor
     merged: Tensor
     moments: Tensor
+    errors: Tensor
     heads: dict[str, Tensor]
     served: dict[str, Tensor]
     curvature: dict[str, Tensor]

@@ -110,7 +110,7 @@ class RoundStrategy(Strategy):
         intact = trained.keep([i for i, client in enumerate(trained.clients) if client not in wild])
         state.curvature |= self._curvature(replies, trained, {*believed.clients, *intact.clients})
         del replies  # as large as the matrix
-        fused_clean = self._fuse(self._couple(intact, server_round), server_round)
+        fused_clean = self._fuse(self._couple(intact, server_round), server_round, clean=True)
         coupling: dict[str, float | None] = {}
         discarded: Mapping[str, float] = {}
         if learnt:
@@ -164,7 +164,9 @@ class RoundStrategy(Strategy):
         self.moved = coupled.moved
         state.adapters, state.examples = coupled.adapters, coupled.examples
         state.moments, state.merged = coupled.moments, coupled.merged
-        fused = self._fuse(coupled, server_round, errors)
+        for client in believed.clients:
+            state.errors[client] = errors.get(client, torch.nan)
+        fused = self._fuse(coupled, server_round)
         state.fused = fused.adapter
         state.served |= fused.served
         state.realigned = self.experiment.realign(fused.adapter, self._repair(fused.tasks, server_round))
@@ -231,11 +233,13 @@ class RoundStrategy(Strategy):
                 scores[task] = {name: _mean([score[name] for score in own]) for name in own[0]}
         return scores
 
-    def _fuse(self, coupled: "Coupled", server_round: int, errors: Mapping[int, float] | None = None) -> Fused:
+    def _fuse(self, coupled: "Coupled", server_round: int, clean: bool = False) -> Fused:
         """Aggregate within each task and fuse across tasks, on products."""
         if self.experiment.coupling.into_base:  # there is one model, and everyone has it
             return Fused(coupled.merged, {}, {}, {"base": coupled.report["discarded"] or 0.0})
-        return self.fuser(coupled.adapters, coupled.examples, self.state.curvature, errors or {}, server_round)
+        known, curvature = torch.nonzero(coupled.examples)[:, 0], self.state.curvature
+        errors = None if clean or self.state.errors[known].isnan().all() else self.state.errors
+        return self.fuser(coupled.adapters, coupled.examples, curvature, errors, server_round, only_fused=clean)
 
     def _curvature(self, replies: Sequence[Message], trained: Updates, heard: Collection[int]) -> dict[str, Tensor]:
         """The mean moments of the clients `heard` of each task, by `task.kind.module`."""
@@ -254,7 +258,8 @@ class RoundStrategy(Strategy):
     def _repair(self, tasks: Mapping[int, Tensor], server_round: int) -> Repair:
         """What the realigner may use; `tasks` are the received adapters of the single tasks."""
         held, rng = self.evaluator, self._rng("realign", server_round)
-        return Repair(rng, held.probe(), held.model.layout, held.base, tasks)
+        probe = held.unlabelled() if self.experiment.realign.data == "unlabelled" else held.probe()
+        return Repair(rng, probe, held.model.layout, held.base, tasks)
 
     def start(
         self,
@@ -272,8 +277,7 @@ class RoundStrategy(Strategy):
         self.summary()
         result = Result()
         try:
-            fused = self.evaluator.model.layout
-            rank = max((fused.shapes[pair.a][0] for pair in fused.pairs), default=1)
+            rank = max(1, self.evaluator.model.layout.rank)
             patience = max(timeout, STARTUP_S)
             statistics = self.experiment.client.statistics != "none"
             self.nodes = Nodes.meet(grid, self.experiment_json, self.suite.num_clients, patience, rank, statistics)
@@ -368,8 +372,9 @@ class RoundStrategy(Strategy):
         adapters = self.model.initial.repeat(n, 1)
         moments = torch.zeros(self.experiment.server_optimizer.num_moments, n, self.layout.dim)
         merged = base if self.experiment.coupling.into_base else torch.zeros(0)
-        heard = torch.zeros(n, dtype=torch.long)
-        return State(adapters, heard, base, control, merged, moments, {}, {}, {}, reference)
+        heard, errors = torch.zeros(n, dtype=torch.long), torch.full((n,), torch.nan)
+        realigned = base if isinstance(self.experiment.realign, Unaligned) else control
+        return State(adapters, heard, base, realigned, merged, moments, errors, {}, {}, {}, reference)
 
     def _resumed(self) -> State | None:
         """The state of the last checkpoint, if there is one."""

@@ -51,8 +51,8 @@ def test_it_fuses_the_products_of_the_tasks_that_were_heard():
     wide = LoraModel(experiment.model, 0, rank=32)
     fuser = Fuser(experiment, model.layout, model.initial, Evaluator(experiment.suite, wide, 0))
     adapters = model.initial + 0.1 * torch.randn(4, model.layout.dim, generator=torch.Generator().manual_seed(1))
-    both = fuser(adapters, torch.tensor([1, 3, 2, 2]), {}, {}, 1)
-    second = fuser(adapters, torch.tensor([0, 0, 5, 5]), {}, {}, 1)
+    both = fuser(adapters, torch.tensor([1, 3, 2, 2]), {}, None, 1)
+    second = fuser(adapters, torch.tensor([0, 0, 5, 5]), {}, None, 1)
     expected = [(0.5 * 0.25, 0), (0.5 * 0.75, 1), (1.0, 2), (1.0, 3)]
     for fused, parts in ((both, expected), (second, expected[2:])):  # its coefficient stays that of its task
         for pair, own in zip(wide.layout.pairs, model.layout.pairs, strict=True):
@@ -70,15 +70,24 @@ def test_teachers_are_the_means_of_their_tasks_by_index():
     model, wide = LoraModel(experiment.model, 0), LoraModel(experiment.model, 0, rank=16)
     fuser = Fuser(experiment, model.layout, model.initial, Evaluator(experiment.suite, wide, 0))
     adapters = model.initial + 0.1 * torch.randn(4, model.layout.dim, generator=torch.Generator().manual_seed(1))
-    fused = fuser(adapters, torch.tensor([0, 0, 5, 0]), {}, {}, 1)
+    fused = fuser(adapters, torch.tensor([0, 0, 5, 0]), {}, None, 1)
     (task,) = fused.tasks
-    alone = fuser(adapters, torch.tensor([0, 0, 0, 5]), {}, {}, 1).tasks[1]
+    alone = fuser(adapters, torch.tensor([0, 0, 0, 5]), {}, None, 1).tasks[1]
     assert task == 1 and float(distances(wide.layout, fused.tasks[1][None], alone[None])) > 0.1
 
 
+def test_a_rule_that_breaks_down_is_named():
+    experiment = build(resolve([*TASKS, "fusion.coefficient=3e38"]))
+    model = LoraModel(experiment.model, 0)
+    fuser = Fuser(experiment, model.layout, model.initial, Evaluator(experiment.suite, model, 0))
+    with pytest.raises(FedfusionError, match="fusion=TaskArithmetic makes entries that are not finite"):
+        fuser(model.initial + 100.0, torch.tensor([1, 1, 1, 1]), {}, None, 1)
+
+
 def test_errors_of_independent_clients_average_out():
-    errors = _task_errors({"one": [0], "two": [1, 2]}, {0: 4.0, 1: 4.0, 2: 2.0})
-    torch.testing.assert_close(errors, torch.tensor([4.0, 1.5]))
+    examples, errors = torch.tensor([9, 1, 3, 1]), torch.tensor([4.0, 4.0, 2.0, torch.nan])
+    found = _task_errors({"one": [0], "two": [1, 2], "unknown": [3]}, examples, errors)
+    torch.testing.assert_close(found, torch.tensor([4.0, 4 / 16 + 2 * 9 / 16, 0.0]))
 
 
 @pytest.mark.parametrize(
@@ -87,6 +96,10 @@ def test_errors_of_independent_clients_average_out():
         (["fusion=regmean"], "needs client statistics: set client.statistics=curvature"),
         (["fusion.coefficient=[0.1,0.2,0.3]"], "must have one number for each of the 2 tasks"),
         (["fusion.coefficient={query:0.1}"], "needs a 'default'"),
+        (["fusion=channel_aware", "fusion.rule.coefficient=[0.3]"], "must have one number for each of the 2 tasks"),
+        (["client.statistics=curvature"], "fusion=TaskArithmetic has no use for it"),
+        (["fusion=consensus", "fusion.agree=3"], "fusion.agree=3 exceeds the 2 tasks"),
+        (["realign=distilled", "coupling=stacking"], "realign.loss=teachers"),
     ],
 )
 def test_what_a_rule_lacks_is_said_before_any_model_is_loaded(overrides, sentence):
