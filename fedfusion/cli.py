@@ -232,7 +232,8 @@ def _conclude(run_dir: Path, overrides: list[str], as_json: bool) -> None:
         typer.echo(json.dumps(results))
         return
     report.show(results)
-    typer.echo(f"\n{run_dir}: adapter/ personal/ results.json metrics.jsonl plots/ report.html run.log")
+    served = "served/ " if (run_dir / "served").exists() else ""
+    typer.echo(f"\n{run_dir}: adapter/ personal/ {served}results.json metrics.jsonl plots/ report.html run.log")
 
 
 if __name__ == "__main__":

@@ -133,15 +133,16 @@ def show(results: Mapping[str, Any], console: Console | None = None) -> None:
     """Print the table and the notes."""
     console = console or Console(highlight=False)
     metrics = results["metrics"]
+    shown = plots.stages(metrics).values()
     table = Table(
         box=box.SIMPLE_HEAD,
         title=f"test {metrics['measure']}",
         title_justify="left",
-        padding=(0, 1, 0, 0),
+        padding=(0, int(len(shown) < len(plots.STAGES)), 0, 0),  # all of them just fit in 80 columns
         pad_edge=False,
     )
     table.add_column("task", no_wrap=True)
-    for label, _ in plots.stages(metrics).values():
+    for label, _ in shown:
         table.add_column(label.replace(" ", "\n").replace("realigned", "re-\naligned"), justify="right", no_wrap=True)
     for i, (name, cells) in enumerate(rows(metrics)):
         table.add_row(name, *cells, end_section=i == len(metrics["tasks"]) - 1)
