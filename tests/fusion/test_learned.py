@@ -276,7 +276,7 @@ def test_without_samples_it_is_refused(rng):
 @pytest.mark.parametrize(
     "settings, sentence",
     [
-        ({"coefficient": -0.1}, "fusion.coefficient must be at least 0 or null, got -0.1"),
+        ({"coefficient": -0.1}, "fusion.coefficient must be finite and at least 0, or null, got -0.1"),
         ({"coefficient": 0, "weights": "concrete"}, "fusion.coefficient=0 leaves nothing to learn with weights=conc"),
         ({"coefficient": 0, "weights": "normalised"}, "fusion.coefficient=0 leaves nothing to learn"),
         ({"coefficient": 1.5}, r"fusion.coefficient=1.5 is outside \[0, 1\], where weights=clamped keeps it"),
@@ -284,11 +284,11 @@ def test_without_samples_it_is_refused(rng):
         ({"weights": "concrete", "granularity": "task"}, "fusion.weights=concrete divides by the mean"),
         ({"steps": -1}, "fusion.steps must be at least 0, got -1"),
         ({"dropout": 1.0}, r"fusion.dropout must be in \[0, 1\), got 1.0"),
-        ({"weight_decay": -1.0}, "fusion.weight_decay must be at least 0, got -1.0"),
-        ({"blocks": 0}, "fusion.blocks must be positive, got 0"),
-        ({"batch_size": 0}, "fusion.batch_size must be positive, got 0"),
-        ({"lr": 0.0}, "fusion.lr must be positive, got 0.0"),
-        ({"temperature": 0.0}, "fusion.temperature must be positive, got 0.0"),
+        ({"weight_decay": -1.0}, "fusion.weight_decay must be finite and at least 0, got -1.0"),
+        ({"blocks": 0}, "fusion.blocks must be positive and finite, got 0"),
+        ({"batch_size": 0}, "fusion.batch_size must be positive and finite, got 0"),
+        ({"lr": 0.0}, "fusion.lr must be positive and finite, got 0.0"),
+        ({"temperature": 0.0}, "fusion.temperature must be positive and finite, got 0.0"),
     ],
 )
 def test_meaningless_settings_are_refused(settings, sentence):

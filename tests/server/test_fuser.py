@@ -81,7 +81,7 @@ def test_a_rule_that_breaks_down_is_named():
     model = LoraModel(experiment.model, 0)
     fuser = Fuser(experiment, model.layout, model.initial, Evaluator(experiment.suite, model, 0))
     with pytest.raises(FedfusionError, match="fusion=TaskArithmetic makes entries that are not finite"):
-        fuser(model.initial + 100.0, torch.tensor([1, 1, 1, 1]), {}, None, 1)
+        fuser(model.initial.repeat(4, 1) + 100.0, torch.tensor([1, 1, 1, 1]), {}, None, 1)
 
 
 def test_errors_of_independent_clients_average_out():

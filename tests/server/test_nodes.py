@@ -228,6 +228,7 @@ def test_clients_send_the_statistics_that_they_computed():
     overrides = [
         "client.steps=1",
         "client.statistics=curvature",
+        "fusion=laplace",
         "client.statistics_rows=4",
         "suite.clients_per_task=1",
     ]

@@ -45,12 +45,13 @@ def test_a_fused_vector_is_compared_in_product_space(layout, updates):
     assert fused_fidelity(layout, torch.zeros_like(clean), half) == {"nmse_db": None, "cosine": None}
 
 
-def test_a_round_of_which_nothing_arrives_keeps_the_last_model(tmp_path):
-    lost = run(tmp_path / "lost", "channel=mimo", "channel.deadline_s=1e-6")
+@pytest.mark.parametrize(("realign", "kept"), [("none", "base"), ("few_shot", "control")])
+def test_a_round_of_which_nothing_arrives_keeps_the_last_model(realign, kept, tmp_path):
+    lost = run(tmp_path, "channel=mimo", "channel.deadline_s=1e-6", f"realign={realign}")
     assert [record["believed"] for record in lost["rounds"]] == [0, 0] and lost["clients"] == {}
     for record in lost["rounds"]:
         assert record["mean"]["fused_received"] == lost["mean"]["base"]
-        assert record["mean"]["realigned"] == lost["mean"]["control"]  # the server's few samples are there all the same
+        assert record["mean"]["realigned"] == lost["mean"][kept]  # the server's few samples are there all the same
         assert "personal" not in record["mean"] and len(record["dropped"]) == 4
         assert all("channel.deadline_s=1e-06" in reason for reason in record["dropped"].values())
 
