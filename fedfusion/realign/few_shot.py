@@ -43,7 +43,7 @@ class FewShot:
         What a batch is drawn from: `pooled`, all samples together, so that tasks of many classes come more often;
         `balanced`, the same number of each task; `per_task`, one task after another in turn.
     modules
-        Parts of names of the modules that move, as `[layer.4, layer.5]` for the last blocks; empty: all.
+        Parts of names of the modules that move, as `[layers.3]` for a block; empty: all.
     share
         Of those, the share that moves: where the gradient of the loss is largest at the fused point, once, as the most
         was forgotten there.
@@ -165,7 +165,7 @@ class FewShot:
         if not chosen:
             raise FedfusionError(
                 f"realign.modules={list(self.modules)}: no module of the adapter has such a name (there are "
-                f"{', '.join(modules)})"
+                f"{', '.join(modules[:4])}{', ...' * (len(modules) > 4)})"
             )
         if self.share < 1:
             gradient = _gradient(start, probe, loss)
