@@ -37,6 +37,7 @@ def test_two_rounds_and_resume_equal_four(uninterrupted, tmp_path):
     assert (folder / "metrics.jsonl").read_text() == (uninterrupted / "metrics.jsonl").read_text()
 
 
+@pytest.mark.slow
 def test_kill_9_and_resume_equal_an_uninterrupted_run(uninterrupted, tmp_path):
     folder = tmp_path / "killed"
     killed(folder, lambda: (folder / "checkpoints" / "round-0001").exists())

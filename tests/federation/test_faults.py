@@ -15,7 +15,11 @@ REVIVED = {1: "die once"}  # tried once more on another actor, and believed
 
 
 @pytest.mark.parametrize(
-    "federation, faults, revived", [("inline", FAULTS, {}), ("ray", FAULTS | DEATHS, REVIVED)], ids=["inline", "ray"]
+    "federation, faults, revived",
+    [
+        pytest.param("inline", FAULTS, {}, id="inline"),
+        pytest.param("ray", FAULTS | DEATHS, REVIVED, id="ray", marks=pytest.mark.slow),
+    ],
 )
 def test_clients_that_misbehave_are_dropped_counted_and_named(federation, faults, revived, tmp_path):
     folder = tmp_path / "run"

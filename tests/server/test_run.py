@@ -89,6 +89,7 @@ def test_every_method_runs_and_does_what_its_name_says(method, tmp_path):
     }.get(method, set())  # fmt: skip
 
 
+@pytest.mark.slow
 def test_clients_measure_what_the_server_would_have(tmp_path):
     """Federated evaluation of personal and shared adapters gives the figures of the server, client by client."""
     arguments = ["channel=ideal", "fraction=0.5", "rounds=2", "method=flora"]
