@@ -65,11 +65,10 @@ class Trained:
         present = list(dict.fromkeys(received.tasks))
         return core, torch.stack([products[[t == task for t in received.tasks]].mean(0) for task in present])
 
-    def accuracy(self, adapter: Tensor, part: str, model: LoraModel | None = None) -> dict[str, float]:
+    def accuracy(self, adapter: Tensor, part: str) -> dict[str, float]:
         """Accuracy by task of a fused adapter on `validation` or `test`."""
         heads, data = self.evaluator.heads, getattr(self.suite, part)
-        model = model or self.wide
-        return {task: evaluate(model, adapter, data(task), heads[task])["accuracy"] for task in self.suite.tasks}
+        return {task: evaluate(self.wide, adapter, data(task), heads[task])["accuracy"] for task in self.suite.tasks}
 
     def evidence(self) -> Evidence:
         """What rules that need no data may use."""

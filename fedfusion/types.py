@@ -234,6 +234,10 @@ class Samples:
         inputs = {name: fit(tensor, 0) for name, tensor in self.inputs.items()}
         return Samples(inputs, fit(self.labels, -100) if self.labels.dim() == 2 else self.labels)
 
+    def trimmed(self) -> "Samples":
+        """The same samples without the columns in which every one is padding."""
+        return self if self.lengths is None else self.pad(int(self.lengths.max()))
+
 
 def concatenate(parts: Sequence[Samples]) -> Samples:
     """Samples of several sets below each other, text padded to the longest of them."""

@@ -236,7 +236,7 @@ class _Cohort:
         dropout = self.dropouts if self.model.dropout else None
         share = 1.0 / _positions(samples, owner, active)
         for rows in buckets(samples, owner, self.plan.max_tokens, self.model.image_tokens, whole=dropout is not None):
-            part, mine = _trimmed(samples.take(rows)), owner[rows]
+            part, mine = samples.take(rows).trimmed(), owner[rows]
             each, of, _ = _losses(self.model, self.params, part, mine, self.heads, dropout)
             weighted = torch.zeros(active).index_add(0, of, each) * share
             weighted.sum().backward()
@@ -296,7 +296,7 @@ def evaluate(model: LoraModel, adapter: Tensor, data: Samples, head: Head, max_t
     owner = torch.zeros(len(data), dtype=torch.long)
     wrong, total, positions = torch.zeros(len(data)), 0.0, 0
     for rows in buckets(data, owner, max_tokens, model.image_tokens):
-        part = _trimmed(data.take(rows))
+        part = data.take(rows).trimmed()
         each, _, (of, right) = _losses(model, adapter[None], part, owner[rows], [head])
         wrong[rows] = torch.zeros(len(rows)).index_add(0, of, (~right).float())
         total, positions = total + float(each.double().sum()), positions + len(each)
@@ -332,8 +332,3 @@ def _positions(samples: Samples, owner: Tensor, num_clients: int) -> Tensor:
     labels = samples.labels
     each = torch.ones(len(samples)) if labels.dim() == 1 else (labels[:, 1:] != -100).sum(1).float()
     return torch.zeros(num_clients).index_add(0, owner, each).clamp_min(1)
-
-
-def _trimmed(samples: Samples) -> Samples:
-    """Without the columns in which every sample is padding."""
-    return samples if samples.lengths is None else samples.pad(int(samples.lengths.max()))

@@ -90,9 +90,7 @@ def curvature(
             hooks.enter_context(layer.register_forward_hook(partial(note, i)))
         for part in buckets(data, owner, max_tokens, model.image_tokens):
             seen.clear()
-            samples = data.take(part)
-            if samples.lengths is not None:
-                samples = samples.pad(int(samples.lengths.max()))
+            samples = data.take(part).trimmed()
             features, labels, _ = whole.features(leaf, samples, owner[part])
             logits = head(features)
             drawn = torch.multinomial(logits.detach().softmax(-1), 1, generator=rng)[:, 0]

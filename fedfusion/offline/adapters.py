@@ -79,7 +79,7 @@ class Adapter:
     @property
     def rank(self) -> int:
         """The largest rank of its modules."""
-        return max(self.layout.shapes[pair.a][0] for pair in self.layout.pairs)
+        return self.layout.rank
 
 
 def read(source: str, name: str | None = None) -> Adapter:

@@ -126,9 +126,7 @@ def logits(model: LoraModel, adapter: Tensor, data: Samples, head: Head, max_tok
     """Logits `[m, C]` of `adapter [d]`, differentiable in it: one row per sample, or one per token of a response."""
     owner, parts, order = torch.zeros(len(data), dtype=torch.long), [], []
     for rows in buckets(data, owner, max_tokens, model.image_tokens):
-        part = data.take(rows)
-        if part.lengths is not None:
-            part = part.pad(int(part.lengths.max()))
+        part = data.take(rows).trimmed()
         features, _, of = model.features(adapter[None], part, owner[rows])
         parts.append(head(features))
         order.append(rows[of])

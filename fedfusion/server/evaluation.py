@@ -180,9 +180,7 @@ class RootProbe:
         Samples come sorted by task, in the order of `rows` within a task.
         """
         rows = rows[torch.argsort(self.tasks[rows], stable=True)]
-        samples = self.samples.take(rows)
-        if samples.lengths is not None:
-            samples = samples.pad(int(samples.lengths.max()))
+        samples = self.samples.take(rows).trimmed()
         owner = torch.zeros(len(rows), dtype=torch.long)
         features, labels, of = self.model.features(vector[None], samples, owner)
         tasks = self.tasks[rows][of]
