@@ -1,6 +1,8 @@
 """The resolved experiment: composed by Hydra, checked in one go, carried as one JSON string."""
 
+import contextlib
 import datetime
+import importlib.metadata
 import importlib.util
 import json
 import re
@@ -47,7 +49,13 @@ CONF = next(p for p in (Path(__file__).parent / "conf", Path(__file__).parent.pa
 # what --resume may change without changing what is computed in the rounds that are already done
 PATHS = ("model.path", "suite.root", "coupling.adjacency.path")
 CHECKED_ROUNDS = 20  # draws of clients for which the stability of a coupling is checked before the run
-RESUMABLE = frozenset({"rounds", "federation", "run_dir", "deadline_s", "min_clients", "rouge_rows"})
+CENTRAL = {  # Flower's mods that are half of a mechanism
+    "fixedclipping_mod": "DifferentialPrivacyClientSideFixedClipping",
+    "adaptiveclipping_mod": "DifferentialPrivacyClientSideAdaptiveClipping",
+}
+RESUMABLE = frozenset(
+    {"rounds", "federation", "run_dir", "deadline_s", "round_deadline_s", "min_clients", "rouge_rows"}
+)
 
 
 @runtime_checkable
@@ -84,6 +92,8 @@ class Experiment:
         a guard that judges by trusted samples that refused them, the round keeps the last model, and the run goes on.
     deadline_s
         Seconds after which a client that has not answered is dropped from the round.
+    round_deadline_s
+        Seconds after which a round goes on with those that have answered; null waits for all within `deadline_s`.
     evaluation
         Who measures personal adapters: the `server`, or the `clients`, which measure the realigned one too.
     fused_rank
@@ -93,9 +103,14 @@ class Experiment:
     payload
         What clients send: `factors`, `frozen_a` (with `model.freeze_a=true`) or `product`, see
         :class:`fedfusion.lora.payload.Payload`.
+    wire
+        How the numbers of an upload are sent: `float32`, `float16` or `int8`, see :func:`fedfusion.client.wire.encode`.
+        Unlike the channel, which is simulated, this is what really happens to them, on every grid.
     aggregate_within
         `task`: uploads are aggregated within each task, and the results fused. `federation`: all together, as rules
         for one task do it; the result stands for every task, and counts as often in the fusion.
+    server
+        Who makes a model of the uploads, see :class:`fedfusion.server.choice.Server`.
     run_dir
         Folder of the run; null is `runs/` and the time.
     """
@@ -105,10 +120,13 @@ class Experiment:
     fraction: float
     min_clients: int
     deadline_s: float
+    round_deadline_s: float | None
     evaluation: Literal["server", "clients"]
     fused_rank: int | None
     rouge_rows: int
     payload: Literal["factors", "frozen_a", "product"]
+    wire: Literal["float32", "float16", "int8"]
+    server: Any
     run_dir: str | None
     model: Any
     head: Any
@@ -133,6 +151,8 @@ class Experiment:
             f"rounds must be at least 1, got {self.rounds}": self.rounds >= 1,
             f"fraction must be in (0, 1], got {self.fraction}": 0 < self.fraction <= 1,
             f"deadline_s must be positive, got {self.deadline_s}": self.deadline_s > 0,
+            f"round_deadline_s must be positive or null, got {self.round_deadline_s}": self.round_deadline_s is None
+            or self.round_deadline_s > 0,
             f"fused_rank must be at least 1 or null, got {self.fused_rank}": self.fused_rank is None
             or self.fused_rank >= 1,
             f"rouge_rows must be at least 0, got {self.rouge_rows}": self.rouge_rows >= 0,
@@ -226,6 +246,57 @@ class Experiment:
         if violated := [sentence for sentence, holds in wrong.items() if holds]:
             raise FedfusionError("\n".join(violated))
 
+    def _check_mods(self) -> None:
+        """Refuse client mods that are none, that need another server, or that something would bypass."""
+        client, wrong = self.client, []
+        for mod in client.mods:
+            name = getattr(getattr(mod, "func", mod), "__name__", _class(mod))
+            if not callable(mod):
+                wrong.append(
+                    f"client.mods: {mod!r} is no mod (give {{_target_: IMPORT.PATH, ...}}, for a function with "
+                    "_partial_: true)"
+                )
+            elif name in CENTRAL:
+                wrong.append(
+                    f"client.mods: {name} takes its clipping norm from a strategy of Flower's, {CENTRAL[name]}, which "
+                    "adds the noise; here is none (choose flwr.clientapp.mod.LocalDpMod, which clips and adds noise at "
+                    "the client, with sensitivity=0 clips only)"
+                )
+            elif name in ("secagg_mod", "secaggplus_mod"):
+                wrong.append(f"client.mods: {name}, secure aggregation, {self._why_no_sum()} (take it out)")
+            for budget in ("epsilon", "delta"):
+                if not getattr(mod, budget, 1) > 0:
+                    wrong.append(f"client.mods: {name} needs a positive {budget}, got {getattr(mod, budget)}")
+        for setting, value in (("train_head", True), ("statistics", "curvature")):
+            if client.mods and getattr(client, setting) == value:
+                wrong.append(
+                    f"client.mods: what client.{setting}={str(value).lower()} sends besides the update would bypass "
+                    f"them (set it to {'false' if value is True else 'none'}, or client.mods to [])"
+                )
+        if wrong:
+            raise FedfusionError("\n".join(wrong))
+
+    def _why_no_sum(self) -> str:
+        """Why the sum of all uploads alone would not do."""
+        needing = [
+            f"{key}={_class(stage)}"
+            for key, stage, needs in (
+                ("guard", self.guard, self.guard.needs_rows),
+                ("preaggregator", self.preaggregator, not isinstance(self.preaggregator, Unmixed)),
+                ("aggregator", self.aggregator, not self.aggregator.linear),
+                ("coupling", self.coupling, self.coupling.needs_rows),
+            )
+            if needs
+        ]
+        if len(self.suite.tasks) > 1 and self.aggregate_within == "task":
+            needing.append(f"fusion={_class(self.fusion)} of {len(self.suite.tasks)} tasks")
+        if needing:
+            return (
+                f"shows the server only the sum of all uploads, but {', '.join(needing)} must see more: each client's, "
+                "or each task's"
+            )
+        return f"is offered by Flower {importlib.metadata.version('flwr')} for its former API alone"
+
     def _check_groups(self) -> None:
         """Refuse a rule that is meant for more clients than it will see."""
         held = Counter(self.suite.task_of(client) for client in range(self.suite.num_clients))
@@ -298,6 +369,8 @@ class Experiment:
         FedfusionError
             One sentence per problem.
         """
+        if self.server.stock:
+            return self.server.check(self)
         if isinstance(self.suite, CheckedSuite):
             self.suite.check(self.seed)
         words = [task for task in self.suite.tasks if self.suite.num_classes(task) == 0]
@@ -308,6 +381,7 @@ class Experiment:
             )
         self.head.check(self.model, self.suite)
         self._check_combinations(bool(words))
+        self._check_mods()
         for task in dict.fromkeys(self.suite.task_of(client) for client in self.byzantine()):
             if self.attack.poisons:  # tried on a few samples
                 rng, few = generator(self.seed, "poison"), self.suite.root(task, self.seed)
@@ -391,6 +465,10 @@ def composed(
         except HydraException as error:
             errors.append(f"{text}: cannot be read as key=value ({first_line(error)})")
     choices = [o for o in parsed if o.key_or_group in options]
+    if not errors:
+        with contextlib.suppress(ConfigErrors):  # Hydra refuses what does not exist; what follows says all of it
+            cfg = _compose(parsed, root)
+            return cfg, [], check_values(cfg, schema)
     values = [o for o in parsed if o.key_or_group not in options]
     checked = [(o, check_option(o, options[o.key_or_group])) for o in choices]
     skeleton = _compose([o for o, wrong in checked if not wrong], root)

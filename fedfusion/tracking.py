@@ -39,7 +39,9 @@ class Jsonl:
 
     def started(self, history: Sequence[Mapping[str, Any]], num_rounds: int) -> None:
         """Start the file with the rounds that are done already."""
-        self.path.write_text("".join(json.dumps(record) + "\n" for record in history))
+        temporary = self.path.with_name(f".{self.path.name}.tmp")  # a write that fails leaves the file as it was
+        temporary.write_text("".join(json.dumps(record) + "\n" for record in history))
+        temporary.replace(self.path)
 
     def exchanged(self, server_round: int, done: int, total: int) -> None:
         """Not recorded."""

@@ -75,7 +75,7 @@ def check_target(key: str, node: DictConfig) -> list[str]:
         callable_ = get_object(target)
     except Exception as error:  # hydra wraps whatever the import raised
         return [f"{key}._target_: cannot import '{target}' ({first_line(error.__cause__ or error)})"]
-    given = {str(k): v for k, v in node.items() if k not in ("_target_", "_partial_", "_convert_")}
+    given = {str(k): v for k, v in node.items() if k not in ("_target_", "_partial_", "_convert_", "_recursive_")}
     errors = [e for k, v in given.items() if has_target(v) for e in check_target(f"{key}.{k}", v)]
     parameters = inspect.signature(callable_).parameters
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
@@ -133,7 +133,7 @@ def nearest(name: str, valid: Sequence[str]) -> str:
 
 def has_target(node: Any) -> bool:
     """Whether Hydra instantiates this node."""
-    return isinstance(node, DictConfig) and not node._is_none() and "_target_" in node
+    return isinstance(node, DictConfig) and not node._is_none() and node.get("_target_") is not None
 
 
 def flat(node: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import ceil
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -95,6 +95,9 @@ class LocalTraining:
         by them. They are larger than the update, cross no attack and no simulated channel, and tell more of the data.
     statistics_rows
         Samples per client that they are taken from, at most.
+    mods
+        Flower's client mods around each client's own update, the first the outermost, by `_target_`; functions with
+        `_partial_: true`. See :func:`fedfusion.client.privacy.protected`.
 
     References
     ----------
@@ -117,6 +120,7 @@ class LocalTraining:
     max_tokens: int = 4096
     statistics: Literal["none", "curvature"] = "none"
     statistics_rows: int = 256
+    mods: Sequence[Any] = ()
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "threads", "cohort_size", "max_tokens", "statistics_rows"):

@@ -4,6 +4,7 @@
 """
 
 import copy
+import hashlib
 import inspect
 import json
 import math
@@ -49,6 +50,15 @@ def _base(location: str, load: str, auto: str, precision: str) -> nn.Module:
     return base.requires_grad_(False).eval()
 
 
+@lru_cache(maxsize=2)
+def _fingerprint(*source: str) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(_base(*source).state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
 class LoraModel:
     """One frozen base model, and adapters on it as rows of a matrix.
 
@@ -82,7 +92,8 @@ class LoraModel:
     ) -> None:
         self.model = model
         location = locate(model.path)
-        base = _base(location, json.dumps(dict(model.load), sort_keys=True), model.auto, model.precision)
+        self.source = location, json.dumps(dict(model.load), sort_keys=True), model.auto, model.precision
+        base = _base(*self.source)
         shared = {id(tensor): tensor for tensor in (*base.parameters(), *base.buffers())}
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # peft sets fan_in_fan_out itself, and says so
@@ -113,6 +124,11 @@ class LoraModel:
         self.cohort: Cohort | None = None
         if stacked and self.fallback is None:
             self.cohort = Cohort(copy.deepcopy(base, dict(shared)), self.layout, model.pooling, self.dropout)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the base model's parameters, by which two machines know that theirs are the same."""
+        return _fingerprint(*self.source)
 
     @property
     def output(self) -> Tensor:

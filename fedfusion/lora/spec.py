@@ -39,7 +39,7 @@ def locate(path: str) -> str:
             return path
     raise FedfusionError(
         f"model.path: no model at '{path}' (give a folder with a config.json, a hub id 'owner/name', "
-        f"or 'vit-glyphs' or 'gpt2-lists', which ship with fedfusion)"
+        f"or 'vit-glyphs' or 'gpt2-lists', which come with the package itself, pip install fedfusion)"
     )
 
 

@@ -1,23 +1,34 @@
 """Which node hosts which client, who trains together, and the exchange of messages with them."""
 
-import re
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from logging import WARNING
 from typing import Any
 
-import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from flwr.app import DEFAULT_TTL, Array, ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from flwr.common import log
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from torch import Tensor
 
+from fedfusion.server.uploads import ints, listed, reason_of
 from fedfusion.tasks.heads import Head, PrototypeHead
-from fedfusion.types import FedfusionError, Layout, TaskSuite, Updates
+from fedfusion.types import FedfusionError, TaskSuite
 
 IN_FLIGHT = 32  # messages that wait for an answer at the same time: each holds the adapters of its clients
 GRACE_S = 10.0  # a grid that watches the deadline itself answers for the client within this time
+PAUSES_S = 0.005, 0.5  # between two looks for replies: doubled while none comes
+RETRIES = 2
+GONE = (  # Flower's errors that say nothing of the clients
+    ErrorCode.MESSAGE_UNAVAILABLE,
+    ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
+    ErrorCode.NODE_UNAVAILABLE,
+    ErrorCode.CLIENT_APP_CRASHED,
+)
 
 
 @dataclass(frozen=True)
@@ -34,27 +45,35 @@ class Nodes:
         Rank of multi-task adapters, which clients have to know when they are sent one.
     asked
         The clients that each message sent in the last exchange asked for.
-    statistics
-        Whether clients send the moments of their inputs and gradients; whoever does not is dropped.
     """
 
     experiment_json: str
     hosted: Mapping[int, Sequence[int]]
     fused_rank: int = 1
     asked: dict[str, list[int]] = field(default_factory=dict)
-    statistics: bool = False
 
     @classmethod
     def meet(
         cls,
         grid: Grid,
         experiment_json: str,
-        num_clients: int,
+        tasks: Sequence[str],
         timeout: float,
         fused_rank: int = 1,
-        statistics: bool = False,
+        facts: Mapping[str, str] | None = None,
     ) -> "Nodes":
         """Wait until every client is hosted by some node, and learn by which.
+
+        Parameters
+        ----------
+        grid, experiment_json, fused_rank
+            Where the nodes are, and what they are told.
+        tasks
+            The task of each client.
+        timeout
+            Seconds that nodes have to appear.
+        facts
+            Those of the server that a device compares with its own before it takes part.
 
         Raises
         ------
@@ -63,45 +82,46 @@ class Nodes:
         """
         deadline = time.monotonic() + timeout
         hosted: dict[int, list[int]] = {}
-        known: set[int] = set()
+        devices: dict[int, ConfigRecord] = {}
         asked: set[int] = set()
-        content = RecordDict({"config": ConfigRecord({"experiment": experiment_json})})
-        while len(known) < num_clients:
+        content = RecordDict({"config": ConfigRecord({"experiment": experiment_json, **(facts or {})})})
+        while len(known := {client for clients in hosted.values() for client in clients}) < len(tasks):
+            if time.monotonic() > deadline:
+                raise FedfusionError(
+                    f"after {timeout:.0f} s the nodes host {len(known)} of {len(tasks)} clients "
+                    "(start the missing nodes or raise deadline_s)"
+                )
             new = sorted(set(grid.get_node_ids()) - asked)
             asked |= set(new)
             questions = [Message(content, node, MessageType.QUERY) for node in new]
             for reply in grid.send_and_receive(questions, timeout=timeout) if new else ():
-                if reply.has_error():
+                node = reply.metadata.src_node_id
+                if reply.has_error() and reply.error.code in GONE:
+                    asked.discard(node)
+                elif reply.has_error():
                     raise FedfusionError(f"a node cannot start: {reason_of(reply)}")
-                clients = _ints(reply.content.config_records["config"]["clients"])
-                hosted[reply.metadata.src_node_id] = sorted(clients)
-                known |= set(clients)
-            if len(known) < num_clients and time.monotonic() > deadline:
-                raise FedfusionError(
-                    f"after {timeout:.0f} s the nodes host {len(known)} of {num_clients} clients "
-                    "(start the missing nodes or raise deadline_s)"
-                )
+                elif "clients" in (answer := reply.content.config_records["config"]):
+                    hosted[node] = sorted(ints(answer["clients"]))
+                else:
+                    devices[node] = answer
+            hosted |= _dealt(devices, tasks)
             if not new:
                 time.sleep(0.1)
-        return cls(experiment_json, dict(sorted(hosted.items())), fused_rank, statistics=statistics)
+        return cls(experiment_json, dict(sorted(hosted.items())), fused_rank)
 
     def groups(self, chosen: Collection[int], size: int) -> list[tuple[int, list[int]]]:
-        """Who trains together, and on which node: `size` clients at a time in the order of their ids.
+        """Who trains together, and on which node.
 
-        Results depend on the groups, and those on the ids alone, as long as one node hosts all of a group. Where
-        none does, as with devices, its members train where they are.
+        Where every node hosts all of them, `size` clients at a time in the order of their ids, so that results depend
+        on the ids alone. Devices are asked once for all the clients they hold, and train `size` of them at a time.
         """
         ordered = sorted(chosen)
-        placed: list[tuple[int, list[int]]] = []
-        for i, start in enumerate(range(0, len(ordered), size)):
-            group = ordered[start : start + size]
-            able = [node for node, clients in self.hosted.items() if set(group) <= set(clients)]
-            if able:
-                placed.append((able[i % len(able)], group))
-                continue
-            home = {client: next(n for n, clients in self.hosted.items() if client in clients) for client in group}
-            placed += [(node, [c for c in group if home[c] == node]) for node in dict.fromkeys(home.values())]
-        return placed
+        if all(set(ordered) <= set(clients) for clients in self.hosted.values()):
+            parts = [ordered[start : start + size] for start in range(0, len(ordered), size)]
+            nodes = list(self.hosted)
+            return [(nodes[i % len(nodes)], part) for i, part in enumerate(parts)]
+        home = {client: node for node, clients in self.hosted.items() for client in clients}
+        return [(n, [c for c in ordered if home[c] == n]) for n in dict.fromkeys(home[c] for c in ordered)]
 
     def messages(
         self,
@@ -112,25 +132,33 @@ class Nodes:
         heads: Mapping[str, Head],
         shared: Mapping[str, Tensor],
         kind: str = MessageType.TRAIN,
+        deadline_s: float | None = None,
     ) -> Iterable[Message]:
-        """One message per group: ids, each client's adapter, the heads of their tasks, and what all `shared` alike."""
+        """One message per group: ids, each client's adapter, and the heads of their tasks.
+
+        What all share alike is one object, for grids that can broadcast it. No message outlives `deadline_s`, counted
+        from now.
+        """
+        until = time.time() + (DEFAULT_TTL if deadline_s is None else deadline_s)
+        common = arrays(**shared)
         for node, clients in groups:
             mine = {task: heads[task] for task in map(suite.task_of, clients)}
             tensors = {f"head.{t}": head.to_tensor() for t, head in mine.items() if isinstance(head, PrototypeHead)}
+            facts: dict[str, Any] = {
+                "experiment": self.experiment_json,
+                "round": server_round,
+                "clients": list(clients),
+                "rank": self.fused_rank,
+            }
             content = RecordDict(
                 {
-                    "arrays": arrays(start=adapters[torch.tensor(clients)], **tensors, **shared),
-                    "config": ConfigRecord(
-                        {
-                            "experiment": self.experiment_json,
-                            "round": server_round,
-                            "clients": list(clients),
-                            "rank": self.fused_rank,
-                        }
-                    ),
+                    "arrays": arrays(start=adapters[torch.tensor(clients)], **tensors),
+                    "config": ConfigRecord(facts),
+                    **({"shared": common} if shared else {}),
                 }
             )
-            yield Message(content, node, kind, group_id=str(server_round))
+            ttl = max(until - time.time(), 0.001)
+            yield Message(content, node, kind, group_id=str(server_round), ttl=ttl)
 
     def exchange(
         self,
@@ -139,211 +167,131 @@ class Nodes:
         total: int,
         timeout: float,
         progress: Callable[[int, int], None],
-        layout: Layout | None,
-    ) -> list[Message]:
-        """Send, and take replies as they come until none has come for `timeout` seconds.
+        take: Callable[[Message, Collection[int]], Collection[int]],
+    ) -> None:
+        """Send, and let `take` have replies as they come, until none has come for `timeout` seconds.
 
-        A group whose reply is not wholly good is asked again, client by client, so that nobody is dropped for what
-        another did. `progress` is told how many of the `total` clients have answered; `layout` is that of the uploads
-        asked for, None where none is.
+        `take` says which clients of a group did not send what was asked for. Those are asked again, one by one, so
+        that nobody is dropped for what another did. A message whose node is gone waits until it is back, or until it
+        has expired. `progress` is told how many of the `total` clients have answered.
         """
         self.asked.clear()
-        unsent, waiting = iter(messages), dict[str, Message]()
-        replies: list[Message] = []
-        last, answered = time.monotonic(), 0
+        unsent, waiting, absent = iter(messages), dict[str, Message](), _Absent()
+        last, pause, answered = time.monotonic(), PAUSES_S[0], 0
         progress(0, total)
         while time.monotonic() - last < timeout + GRACE_S:
-            waiting |= self._send(grid, islice(unsent, IN_FLIGHT - len(waiting)))
-            if not waiting:
+            waiting = {key: message for key, message in waiting.items() if _alive(message)}
+            waiting |= self._send(grid, [*absent.back(grid), *islice(unsent, IN_FLIGHT - len(waiting))])
+            if not waiting and not absent.messages:
                 break
             new = [r for r in grid.pull_messages(list(waiting)) if r.metadata.reply_to_message_id in waiting]
             for reply in new:
                 message = waiting.pop(reply.metadata.reply_to_message_id)
                 clients = self.asked[reply.metadata.reply_to_message_id]
-                if len(clients) > 1 and not _good(reply, clients, layout, self.statistics):
-                    waiting |= self._send(grid, _singly(message, clients))
-                else:
-                    replies.append(reply)
-                    answered += len(clients)
+                if absent.keep(message, reply):
+                    continue
+                failed = take(reply, clients)
+                again = failed if len(clients) > 1 else ()
+                waiting |= self._send(grid, _singly(message, again))
+                answered += len(clients) - len(again)
             if new:
-                last = time.monotonic()
+                last, pause = time.monotonic(), PAUSES_S[0]
                 progress(answered, total)
             else:
-                time.sleep(0.005)
-        return replies
+                time.sleep(pause)
+                pause = min(2 * pause, PAUSES_S[1])
 
     def _send(self, grid: Grid, messages: Iterable[Message]) -> dict[str, Message]:
         """Push messages, and remember whom each asks for."""
         outgoing = list(messages)
         sent = dict(zip(grid.push_messages(outgoing), outgoing, strict=True))
-        self.asked.update({key: _ints(m.content.config_records["config"]["clients"]) for key, m in sent.items()})
+        self.asked.update({key: _clients(message) for key, message in sent.items()})
         return sent
 
-    def collect(
-        self, replies: Iterable[Message], chosen: Collection[int], adapters: Tensor, suite: TaskSuite, layout: Layout
-    ) -> tuple[Updates, dict[int, str]]:
-        """The matrix of uploads, sorted by client, and the clients that sent none, with the reason."""
-        dropped = dict.fromkeys(sorted(chosen), "did not answer before the deadline")
-        rows: dict[int, tuple[Tensor, dict[str, float]]] = {}
-        for reply in replies:
-            mine = [client for client in self.asked[reply.metadata.reply_to_message_id] if client in dropped]
-            if reply.has_error():
-                dropped |= dict.fromkeys(mine, reason_of(reply))
-                continue
-            try:
-                found, failed = _read(reply, mine, layout, self.statistics)
-            except (KeyError, ValueError, TypeError, IndexError) as error:
-                dropped |= dict.fromkeys(mine, f"sent a malformed reply ({type(error).__name__}: {error})")
-                continue
-            rows |= found
-            dropped = {client: why for client, why in (dropped | failed).items() if client not in found}
-        clients = sorted(rows)
-        updates = Updates(
-            layout=layout,
-            vectors=_stacked([rows[c][0] for c in clients], layout.dim),
-            start=adapters[torch.tensor(clients, dtype=torch.long)],
-            clients=tuple(clients),
-            tasks=tuple(suite.task_of(c) for c in clients),
-            num_examples=tuple(int(rows[c][1]["num_examples"]) for c in clients),
-            metrics=tuple(rows[c][1] for c in clients),
-        )
-        return updates, dropped
 
-    def heads(
-        self, replies: Iterable[Message], clients: Collection[int], like: Mapping[str, Head], suite: TaskSuite
-    ) -> dict[str, Tensor]:
-        """The mean, by task, of the heads that `clients` trained; those of another shape or not finite are left out."""
-        found: dict[str, list[Tensor]] = {}
-        for reply in replies:
-            believed = [c for c in self.asked[reply.metadata.reply_to_message_id] if c in clients]
-            for client in believed:
-                task, sent = suite.task_of(client), reply.content.array_records["arrays"].get(f"head.{client}")
-                expected = like[task]
-                if sent is None or not isinstance(expected, PrototypeHead):
-                    continue
-                tensor = torch.from_numpy(sent.numpy().copy()).float()
-                if tensor.shape == expected.to_tensor().shape and bool(tensor.isfinite().all()):
-                    found.setdefault(task, []).append(tensor)
-        return {task: torch.stack(tensors).mean(0) for task, tensors in sorted(found.items())}
-
-    def curvature(
-        self, replies: Iterable[Message], clients: Collection[int], layout: Layout
-    ) -> dict[int, dict[str, tuple[Tensor, Tensor]]]:
-        """By client and module: the moments of inputs `[n, n]` and of gradients `[m, m]` that `clients` sent.
-
-        Like heads, they cross no attack and no simulated channel. They tell more of a client's data than its upload.
-        """
-        found: dict[int, dict[str, tuple[Tensor, Tensor]]] = {}
-        for reply in replies if self.statistics else ():
-            believed = [c for c in self.asked[reply.metadata.reply_to_message_id] if c in clients]
-            found |= {client: dict(_moments(reply, client, layout)) for client in believed}
-        return dict(sorted(found.items()))
-
-    def measured(self, replies: Iterable[Message]) -> dict[int, dict[str, float]]:
-        """What each client measured when it was asked to evaluate."""
-        found: dict[int, dict[str, float]] = {}
-        for reply in replies:
-            clients = self.asked[reply.metadata.reply_to_message_id]
-            metrics: Mapping[str, Any] = {} if reply.has_error() else reply.content.metric_records.get("metrics", {})
-            columns = {name: _list(column) for name, column in metrics.items()}
-            if columns and all(len(column) == len(clients) for column in columns.values()):
-                for i, client in enumerate(clients):
-                    found[client] = {name: float(column[i]) for name, column in columns.items()}
-        return dict(sorted(found.items()))
+def measured(reply: Message, clients: Sequence[int]) -> dict[int, dict[str, float]]:
+    """What each of `clients` measured when it was asked to evaluate."""
+    metrics: Mapping[str, Any] = {} if reply.has_error() else reply.content.metric_records.get("metrics", {})
+    columns = {name: listed(column) for name, column in metrics.items()}
+    if not columns or any(len(column) != len(clients) for column in columns.values()):
+        return {}
+    return {client: {name: float(c[i]) for name, c in columns.items()} for i, client in enumerate(clients)}
 
 
-def _stacked(rows: list[Tensor], dim: int) -> Tensor:
-    """The rows as one matrix `[n, dim]`; `rows` is emptied, so that both are never held together."""
-    matrix = torch.empty(len(rows), dim)
-    for i in reversed(range(len(rows))):
-        matrix[i] = rows.pop()
-    return matrix
+def _dealt(devices: Mapping[int, ConfigRecord], tasks: Sequence[str]) -> dict[int, list[int]]:
+    """The clients of each device, once all are there: those of a task are dealt in turn to the devices that hold it."""
+    if len(devices) < max((int(str(device["parts"])) for device in devices.values()), default=1):
+        return {}
+    order = sorted(devices, key=lambda node: int(str(devices[node]["part"])))
+    hosted: dict[int, list[int]] = {node: [] for node in order}
+    for task in dict.fromkeys(tasks):
+        able = [node for node in order if task in listed(devices[node]["tasks"])]
+        clients = [client for client, own in enumerate(tasks) if own == task]
+        if len(clients) > len(able) and any(devices[node]["own_rows"] for node in able):
+            raise FedfusionError(
+                f"task '{task}' has {len(clients)} clients, and {len(able)} devices hold its rows (lower "
+                "suite.clients_per_task, or start more devices)"
+            )
+        for i, client in enumerate(clients if able else ()):
+            hosted[able[i % len(able)]].append(client)
+    return hosted
 
 
-def _good(reply: Message, clients: Collection[int], layout: Layout | None, statistics: bool) -> bool:
-    """Whether every client of a group sent what can be an upload."""
-    if reply.has_error() or layout is None:
-        return not reply.has_error()
-    try:
-        return len(_read(reply, clients, layout, statistics)[0]) == len(clients)
-    except (KeyError, ValueError, TypeError, IndexError):
-        return False
+class _Absent:
+    """Messages whose node is gone, until it is back; each is sent again `RETRIES` times at most."""
+
+    def __init__(self) -> None:
+        self.messages: list[Message] = []
+        self.times: Counter[tuple[int, ...]] = Counter()
+        self.looked = 0.0
+
+    def keep(self, message: Message, reply: Message) -> bool:
+        """Keep a message that was answered with an error for which its clients are not to blame."""
+        clients = tuple(_clients(message))
+        self.times[clients] += 1
+        if not (reply.has_error() and reply.error.code in GONE and self.times[clients] <= RETRIES):
+            return False
+        log(WARNING, "node %d: %s; clients %s wait", message.metadata.dst_node_id, reason_of(reply), list(clients))
+        self.messages.append(message)
+        return True
+
+    def back(self, grid: Grid) -> list[Message]:
+        """Those whose node is there again, as new messages; looks once a second."""
+        self.messages = [message for message in self.messages if _alive(message)]
+        if not self.messages or time.monotonic() - self.looked < 1.0:
+            return []
+        self.looked, there = time.monotonic(), set(grid.get_node_ids())
+        found = [message for message in self.messages if message.metadata.dst_node_id in there]
+        self.messages = [message for message in self.messages if message.metadata.dst_node_id not in there]
+        return [_copy(message, message.content) for message in found]
 
 
-def _singly(message: Message, clients: Sequence[int]) -> Iterable[Message]:
-    """The message of a group as one message per client."""
-    tensors = {name: array.numpy() for name, array in message.content.array_records["arrays"].items()}
-    for i, client in enumerate(clients):
-        own = {name: Array(array[i : i + 1] if name == "start" else array) for name, array in tensors.items()}
-        facts = ConfigRecord({**message.content.config_records["config"], "clients": [client]})
-        content = RecordDict({"arrays": ArrayRecord(own), "config": facts})
-        meta = message.metadata
-        yield Message(content, meta.dst_node_id, meta.message_type, group_id=meta.group_id)
+def _singly(message: Message, clients: Collection[int]) -> Iterable[Message]:
+    """The message of a group as one message for each of `clients`."""
+    starts = message.content.array_records["arrays"]["start"].numpy()
+    for row, client in enumerate(_clients(message)):
+        if client in clients:
+            own = {**message.content.array_records["arrays"], "start": Array(starts[row : row + 1])}
+            facts = ConfigRecord({**message.content.config_records["config"], "clients": [client]})
+            yield _copy(message, RecordDict({**message.content, "arrays": ArrayRecord(own), "config": facts}))
 
 
-def _read(
-    reply: Message, mine: Collection[int], layout: Layout, statistics: bool
-) -> tuple[dict[int, tuple[Tensor, dict[str, float]]], dict[int, str]]:
-    """What a reply says of the clients `mine`: upload and metrics of those that trained, the reason of the others."""
-    facts, metrics = reply.content.config_records["config"], reply.content.metric_records["metrics"]
-    failures = zip(_ints(facts["failed"]), _list(facts["reasons"]), strict=True)
-    failed = {client: str(reason) for client, reason in failures if client in mine}
-    clients = [client for client in _ints(facts["clients"]) if client in mine]
-    vectors = reply.content.array_records["arrays"]["vectors"].numpy()
-    if vectors.shape != (len(clients), layout.dim) or vectors.dtype != np.float32:
-        wrong = f"sent {vectors.dtype} {vectors.shape}, expected float32 {(len(clients), layout.dim)}"
-        return {}, failed | dict.fromkeys(clients, wrong)
-    found = {}
-    for i, client in enumerate(clients):
-        own = {name: float(_list(column)[i]) for name, column in metrics.items()}
-        if not 1 <= own["num_examples"] < 2**53:
-            raise ValueError(f"num_examples is {own['num_examples']}")
-        if statistics and (flaw := _flaw(reply, client, layout)):
-            failed[client] = flaw
-        else:
-            found[client] = torch.from_numpy(vectors)[i], own
-    return found, failed
+def _copy(message: Message, content: RecordDict) -> Message:
+    """A message like another, that expires when it does."""
+    meta = message.metadata
+    ttl = max(meta.created_at + meta.ttl - time.time(), 0.001)
+    return Message(content, meta.dst_node_id, meta.message_type, group_id=meta.group_id, ttl=ttl)
 
 
-def _moments(reply: Message, client: int, layout: Layout) -> Iterable[tuple[str, tuple[Tensor, Tensor]]]:
-    """What a client sent as the moments of inputs and of gradients of each adapted module."""
-    sent = reply.content.array_records["statistics"]
-    for pair in layout.pairs:
-        names = (f"{client}.{kind}.{pair.module}" for kind in ("inputs", "gradients"))
-        inputs, gradients = (torch.from_numpy(sent[name].numpy()) for name in names)
-        yield pair.module, (inputs, gradients)
+def _alive(message: Message) -> bool:
+    """Whether a message has not expired."""
+    return time.time() < message.metadata.created_at + message.metadata.ttl
 
 
-def _flaw(reply: Message, client: int, layout: Layout) -> str | None:
-    """Why what a client sent as moments can be none, or None where it may be."""
-    for pair, (module, moments) in zip(layout.pairs, _moments(reply, client, layout), strict=True):
-        sides = layout.shapes[pair.a][1], layout.shapes[pair.b][0]
-        for matrix, side, kind in zip(moments, sides, ("inputs", "gradients"), strict=True):
-            if matrix.shape != (side, side) or matrix.dtype != torch.float32:
-                found = f"{matrix.dtype} {tuple(matrix.shape)}".removeprefix("torch.")
-                return f"sent {found} as {kind} of '{module}', expected float32 {(side, side)}"
-            power = matrix.diagonal().clamp_min(0).sqrt()
-            bound = power[:, None] * power + 1e-4 * power.max() ** 2  # Cauchy-Schwarz, in single precision
-            possible = (matrix.abs() <= bound).all() and matrix.isfinite().all() and (matrix.diagonal() >= 0).all()
-            if not (possible and torch.equal(matrix, matrix.T)):
-                return f"sent {kind} of '{module}' that are no second moments"
-    return None
+def _clients(message: Message) -> list[int]:
+    return ints(message.content.config_records["config"]["clients"])
 
 
 def arrays(**tensors: Tensor) -> ArrayRecord:
     """Named tensors as Flower carries them."""
     return ArrayRecord({name: Array(tensor.detach().numpy()) for name, tensor in tensors.items()})
-
-
-def reason_of(reply: Message) -> str:
-    """The last line of an error, without colours: what was raised, not where."""
-    lines = re.sub(r"\x1b\[[0-9;]*m", "", reply.error.reason or "").strip().splitlines()
-    return lines[-1] if lines else f"error {reply.error.code}"
-
-
-def _list(values: Any) -> list[Any]:
-    return list(values)
-
-
-def _ints(values: Any) -> list[int]:
-    return [int(value) for value in values]

@@ -21,8 +21,9 @@ from safetensors.torch import save_file
 
 from fedfusion.config import Experiment, build
 from fedfusion.lora.model import LoraModel
-from fedfusion.server.checkpoint import Checkpoints, write_atomically
+from fedfusion.server.checkpoint import Checkpoints, folders, write_atomically
 from fedfusion.server.evaluation import Evaluator, summary
+from fedfusion.server.stock import serve_stock
 from fedfusion.server.strategy import RoundStrategy
 from fedfusion.tasks.heads import PrototypeHead
 from fedfusion.tracking import Jsonl, Terminal
@@ -50,11 +51,20 @@ def serve(grid: Grid, experiment_json: str) -> None:
     """
     started = time.monotonic()
     experiment = build(experiment_json)
+    experiment_json = _named(experiment, experiment_json)
     assert experiment.run_dir is not None
     run_dir = Path(experiment.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     with _alone(run_dir):
         _serve(grid, experiment, experiment_json, run_dir, started)
+
+
+def _named(experiment: Experiment, experiment_json: str) -> str:
+    """The same with every task by its name, since devices see no other folder than their own."""
+    cfg = json.loads(experiment_json)
+    if not cfg["suite"].get("tasks", True):
+        cfg["suite"]["tasks"] = list(experiment.suite.tasks)
+    return json.dumps(cfg)
 
 
 @contextlib.contextmanager
@@ -70,6 +80,9 @@ def _alone(run_dir: Path) -> Iterator[None]:
 
 def _serve(grid: Grid, experiment: Experiment, experiment_json: str, run_dir: Path, started: float) -> None:
     torch.set_num_threads(experiment.client.threads)
+    if experiment.server.stock:
+        metrics = serve_stock(grid, experiment, experiment_json, run_dir)
+        return _conclude(run_dir, experiment_json, metrics, time.monotonic() - started, Checkpoints(run_dir))
     client_model = LoraModel(experiment.model, experiment.seed, engine=experiment.client.engine)
     if client_model.fallback:
         log(WARNING, "client.engine=peft, slower: the cohort engine cannot run this adapter, %s", client_model.fallback)
@@ -86,23 +99,35 @@ def _serve(grid: Grid, experiment: Experiment, experiment_json: str, run_dir: Pa
         checkpoints=Checkpoints(run_dir),
     )
     strategy.start(grid, ArrayRecord(), num_rounds=experiment.rounds, timeout=experiment.deadline_s)
-    _save_adapters(run_dir, strategy, client_model)
+    with strategy.checkpoints.writing(run_dir / "adapter"), folders(run_dir) as folder:
+        _save_adapters(folder, strategy, client_model)
+    metrics = _metrics(strategy) | _rouge_l(strategy, experiment.rouge_rows)
+    seconds = strategy.state.seconds + time.monotonic() - started
+    _conclude(run_dir, experiment_json, metrics, seconds, strategy.checkpoints)
+
+
+def _conclude(
+    run_dir: Path, experiment_json: str, metrics: dict[str, Any], seconds: float, checkpoints: Checkpoints
+) -> None:
+    """Write results.json."""
+    config = json.loads(experiment_json)
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
     results = {
         "schema_version": SCHEMA_VERSION,
-        "seed": experiment.seed,
-        "metrics": _metrics(strategy) | _rouge_l(strategy, experiment.rouge_rows),
-        "config": {key: value for key, value in json.loads(experiment_json).items() if key != "run_dir"},
+        "seed": config["seed"],
+        "metrics": metrics,
+        "config": {key: value for key, value in config.items() if key != "run_dir"},
         "versions": versions(),
         "machine": {
             "python": platform.python_version(),
             "platform": platform.platform(),
             "threads": torch.get_num_threads(),
         },
-        "wall_time_s": round(strategy.state.seconds + time.monotonic() - started, 2),
+        "wall_time_s": round(seconds, 2),
         "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6),
     }
-    write_atomically(run_dir / "results.json", json.dumps(results, indent=1) + "\n")
+    with checkpoints.writing(run_dir / "results.json"):
+        write_atomically(run_dir / "results.json", json.dumps(results, indent=1) + "\n")
 
 
 def _fused_rank(experiment: Experiment, model: LoraModel) -> int:

@@ -15,6 +15,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
 
+from fedfusion.client.device import facts
 from fedfusion.config import Experiment
 from fedfusion.guard import NormClip
 from fedfusion.lora.model import LoraModel
@@ -25,10 +26,11 @@ from fedfusion.rng import generator
 from fedfusion.server.checkpoint import Checkpoints
 from fedfusion.server.evaluation import Evaluator, Scores, summary
 from fedfusion.server.fuser import Fused, Fuser
-from fedfusion.server.nodes import Nodes, arrays
+from fedfusion.server.nodes import Nodes, arrays, measured
 from fedfusion.server.state import State
 from fedfusion.server.trusted import Judge, TrustedSet
 from fedfusion.server.uplink import Uplink, decibel, fused_fidelity
+from fedfusion.server.uploads import Uploads
 from fedfusion.tracking import Tracker
 from fedfusion.types import FedfusionError, Layout, Repair, RunFailed, Updates
 
@@ -106,9 +108,15 @@ class RoundStrategy(Strategy):
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord, MetricRecord]:
         """One round of the server, from the replies of the clients to the realigned multi-task adapter."""
-        experiment, state, chosen = self.experiment, self.state, self.experiment.chosen(server_round)
-        replies, self.moved = list(replies), []
-        trained, dropped = self.nodes.collect(replies, chosen, self.starts(), self.suite, self.layout)
+        uploads = self._uploads(server_round)
+        for reply in replies:
+            uploads.take(reply, self.nodes.asked[reply.metadata.reply_to_message_id])
+        return self.learn(server_round, uploads)
+
+    def learn(self, server_round: int, uploads: Uploads) -> tuple[ArrayRecord, MetricRecord]:
+        """One round of the server, from what the clients uploaded to the realigned multi-task adapter."""
+        experiment, state, self.moved = self.experiment, self.state, []
+        trained, dropped = uploads.updates(self.starts(), self.suite), uploads.dropped
         self._require(server_round, len(trained), dropped)
 
         sent = self._attacked(trained, server_round)
@@ -123,14 +131,13 @@ class RoundStrategy(Strategy):
         self._require(server_round, len(believed) + len(report.erased) + len(jammed) + distrusted, dropped)
         short = self._short(believed)
         learnt = self._enough(believed, short)  # else the uplink lost too many: the last model is kept
-        state.heads |= self.nodes.heads(replies, believed.clients, self.evaluator.heads, self.suite)
+        state.heads |= uploads.heads(believed.clients, self.evaluator.heads, self.suite)
         self.evaluator.adopt(state.heads)
 
         spoilt = self._spoilt(trained)
         intact = trained.keep([i for i, client in enumerate(trained.clients) if client not in spoilt])
-        curvature = state.curvature | self._curvature(replies, trained, intact.clients)
-        state.curvature |= self._curvature(replies, trained, believed.clients)
-        del replies  # as large as the matrix
+        curvature = state.curvature | self._curvature(uploads, trained, intact.clients)
+        state.curvature |= self._curvature(uploads, trained, believed.clients)
         fused_clean = self._fuse(self._couple(intact, server_round), server_round, curvature)
         coupling: dict[str, float | None] = {}
         discarded: Mapping[str, float] = {}
@@ -153,7 +160,7 @@ class RoundStrategy(Strategy):
         }
         record: dict[str, Any] = {
             "round": server_round,
-            "clients": sorted(chosen),
+            "clients": list(uploads.row),
             "believed": len(believed),
             "heard": list(believed.clients),
             "refused": sorted(guarded.refused),
@@ -313,9 +320,9 @@ class RoundStrategy(Strategy):
         errors = None if alone or self.state.errors[known].isnan().all() else self.state.errors
         return self.fuser(coupled.adapters, coupled.examples, curvature, errors, server_round, only_fused=alone)
 
-    def _curvature(self, replies: Sequence[Message], trained: Updates, heard: Collection[int]) -> dict[str, Tensor]:
+    def _curvature(self, uploads: Uploads, trained: Updates, heard: Collection[int]) -> dict[str, Tensor]:
         """The mean moments of the clients `heard` of each task, by `task.kind.module`."""
-        sent = self.nodes.curvature(replies, heard, self.layout)
+        sent = uploads.curvature(heard)
         examples = dict(zip(trained.clients, trained.num_examples, strict=True))
         means: dict[str, Tensor] = {}
         for task in dict.fromkeys(self.suite.task_of(client) for client in sent):
@@ -344,31 +351,30 @@ class RoundStrategy(Strategy):
         evaluate_fn: Any = None,
     ) -> Result:
         """Run the rounds that are not done yet: exchange, aggregate, checkpoint, report."""
+        metrics_file = self.checkpoints.folder.parent / "metrics.jsonl"
         for tracker in self.trackers:
-            tracker.started(self.state.history, num_rounds)
+            with self.checkpoints.writing(metrics_file):
+                tracker.started(self.state.history, num_rounds)
         self.summary()
         result = Result()
         try:
             rank = max(1, self.evaluator.model.layout.rank)
             patience = max(timeout, STARTUP_S)
-            statistics = self.experiment.client.statistics != "none"
-            self.nodes = Nodes.meet(grid, self.experiment_json, self.suite.num_clients, patience, rank, statistics)
+            held = [self.suite.task_of(client) for client in range(self.suite.num_clients)]
+            own = facts(self.suite, self.model)
+            self.nodes = Nodes.meet(grid, self.experiment_json, held, patience, rank, own)
             for server_round in range(len(self.state.history) + 1, num_rounds + 1):
+                uploads, report = self._uploads(server_round), partial(self._report, server_round)
                 messages = self.configure_train(server_round, ArrayRecord(), ConfigRecord(), grid)
-                report, total = partial(self._report, server_round), len(self.experiment.chosen(server_round))
-                result.arrays, metrics = self.aggregate_train(
-                    server_round, self.nodes.exchange(grid, messages, total, timeout, report, self.layout)
-                )
+                self.nodes.exchange(grid, messages, len(uploads.row), timeout, report, uploads.take)
+                result.arrays, metrics = self.learn(server_round, uploads)
                 result.train_metrics_clientapp[server_round] = metrics
                 if self.experiment.evaluation == "clients":
-                    asked = self.configure_evaluate(server_round, ArrayRecord(), ConfigRecord(), grid)
-                    self.aggregate_evaluate(
-                        server_round,
-                        self.nodes.exchange(grid, asked, len(self.moved), timeout, lambda *_: None, None),
-                    )
+                    self._ask(grid, server_round, timeout)
                 self._save(server_round)
                 for tracker in self.trackers:
-                    tracker.finished(self.state.history[-1])
+                    with self.checkpoints.writing(metrics_file):
+                        tracker.finished(self.state.history[-1])
         finally:
             for tracker in self.trackers:
                 tracker.close()
@@ -379,8 +385,10 @@ class RoundStrategy(Strategy):
     ) -> Iterable[Message]:
         """One message per group of clients that train together."""
         groups = self.nodes.groups(self.experiment.chosen(server_round), self.experiment.client.cohort_size)
-        heads, shared = self.evaluator.heads, self._shared()
-        return self.nodes.messages(server_round, groups, self.starts(), self.suite, heads, shared)
+        heads, shared, deadline_s = self.evaluator.heads, self._shared(), self.experiment.round_deadline_s
+        return self.nodes.messages(
+            server_round, groups, self.starts(), self.suite, heads, shared, deadline_s=deadline_s
+        )
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -393,8 +401,9 @@ class RoundStrategy(Strategy):
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Enter what the clients measured into the record of the round."""
-        measured = self.nodes.measured(replies)
-        self.state.personal |= {str(client): score for client, score in measured.items()}
+        for reply in replies:
+            found = measured(reply, self.nodes.asked[reply.metadata.reply_to_message_id])
+            self.state.personal |= {str(client): score for client, score in found.items()}
         scores = self._by_own_task(self.state.personal)
         if not scores:
             return None
@@ -403,6 +412,24 @@ class RoundStrategy(Strategy):
         for task, score in scores.items():
             record["tasks"].setdefault(task, {})["personal"] = score
         return MetricRecord({"accuracy": record["mean"]["personal"]})
+
+    def _ask(self, grid: Grid, server_round: int, timeout: float) -> None:
+        """Have clients measure what the round gave them."""
+        replies: list[Message] = []
+
+        def take(reply: Message, clients: Collection[int]) -> Collection[int]:
+            replies.append(reply)
+            return clients if reply.has_error() else ()
+
+        asked = self.configure_evaluate(server_round, ArrayRecord(), ConfigRecord(), grid)
+        self.nodes.exchange(grid, asked, len(self.moved), timeout, lambda *_: None, take)
+        self.aggregate_evaluate(server_round, replies)
+
+    def _uploads(self, server_round: int) -> Uploads:
+        """The matrix of a round, empty."""
+        experiment = self.experiment
+        statistics = experiment.client.statistics != "none"
+        return Uploads(experiment.chosen(server_round), self.layout, experiment.wire, statistics)
 
     def summary(self) -> None:
         """Log the stages, and what they do not protect from."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isfinite, log10
+from math import isfinite, log10, nan
 from statistics import median
 from typing import Any
 
@@ -14,7 +14,7 @@ from fedfusion.lora.payload import Payload
 from fedfusion.lora.product import distances, gram, kappa, outside
 from fedfusion.types import Channel, ChannelReport, Layout, Updates
 
-LINEAR = ("nmse", "expected_nmse", "reported_nmse", "snr", "sinr")  # reported in dB
+LINEAR = ("nmse", "expected_nmse", "reported_nmse", "snr", "sinr", "privacy_nmse")  # reported in dB
 RECEIVED = ("nmse", "expected_nmse", "reported_nmse", "cosine", "sign_agreement")  # means are over what was received
 
 
@@ -37,13 +37,17 @@ class Uplink:
     def record(self, sent: Updates, received: Updates, report: ChannelReport) -> dict[str, Any]:
         """Everything there is to say of one round, for people: ratios in dB.
 
-        Means of errors are linear and over the clients that were received, of SNR and SINR in dB, over all.
+        Means of errors are linear and over the clients that were received, of SNR and SINR in dB, over all. What mods
+        changed at the clients, relative to their updates, is a figure of its own, `privacy_nmse`: it is part of what
+        was sent, and in no other.
 
         `layers` compares each module over all clients that were received, as it was sent; `product_nmse_db` the
         changes of the products; `kappa` says what noise on the factors does to those, see
         :func:`fedfusion.lora.product.kappa`. Sums over the air are compared with the means that were meant.
         """
         columns = {name: list(values) for name, values in report.per_client.items()}
+        if any("privacy_nmse" in reported for reported in sent.metrics):
+            columns["privacy_nmse"] = [reported.get("privacy_nmse", nan) for reported in sent.metrics]
         of_client = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
         heard = set(received.clients)
         kept = sent.keep([i for i, client in enumerate(sent.clients) if client in heard])

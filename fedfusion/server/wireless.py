@@ -27,7 +27,7 @@ class WirelessStrategy(Strategy):
 
     .. math:: \hat w_k = w + \widehat{(w_k - w)}
 
-    Rows are sorted by node id, so that results do not depend on the order of arrival, and the channel's draws are
+    Rows are sorted by client, so that results do not depend on the order of arrival, and the channel's draws are
     named by `seed` and the round. An entry that arrives as it was sent is the client's own to the last bit: behind
     :class:`fedfusion.channels.Ideal`, the result is that of `inner` given sorted replies.
 
@@ -48,8 +48,10 @@ class WirelessStrategy(Strategy):
     channel
         What replies cross. All clients count as of one task.
     seed
-        Names the channel's draws. In Flower's own simulation node ids are drawn anew for each run, and with them
-        which client gets which draw.
+        Names the channel's draws.
+    clients
+        Client by node id; a node that is not in it stands for itself. Flower draws node ids anew for each run, and
+        without it which client gets which draw of the channel.
 
     Raises
     ------
@@ -58,7 +60,9 @@ class WirelessStrategy(Strategy):
         `configure_train`, if the model has no floats.
     """
 
-    def __init__(self, inner: Strategy, channel: Channel, seed: int = 0) -> None:
+    def __init__(
+        self, inner: Strategy, channel: Channel, seed: int = 0, clients: Mapping[int, int] | None = None
+    ) -> None:
         name = type(inner).__name__
         if channel.superposes and type(inner).aggregate_train not in MEANS:
             raise FedfusionError(
@@ -70,8 +74,9 @@ class WirelessStrategy(Strategy):
             raise FedfusionError(
                 f"{name} overrides start(), but would not be started itself (do so in a subclass of WirelessStrategy)"
             )
-        self.inner, self.channel, self.seed = inner, channel, seed
+        self.inner, self.channel, self.seed, self.clients = inner, channel, seed, dict(clients or {})
         self.reports: list[ChannelReport] = []
+        self.dropped: dict[int, str] = {}  # of the last round: whose reply was left out, and why
         self.arrays = ArrayRecord()
         self.model, self.layout = Layout((), ()), Layout((), ())  # all arrays, and those that cross
         self.broadcast: dict[str, Tensor] = {}
@@ -93,7 +98,7 @@ class WirelessStrategy(Strategy):
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord, MetricRecord]:
         """Let `inner` aggregate what is received of the replies."""
-        ordered = sorted(replies, key=lambda reply: reply.metadata.src_node_id)
+        ordered = sorted(replies, key=self.client_of)
         passed, figures = self._receive([reply for reply in ordered if not reply.has_error()], server_round)
         passed += [reply for reply in ordered if reply.has_error()]
         arrays, metrics = self.inner.aggregate_train(server_round, passed) if passed else (None, None)
@@ -112,6 +117,14 @@ class WirelessStrategy(Strategy):
         """Aggregate metrics as `inner` does."""
         return self.inner.aggregate_evaluate(server_round, replies)
 
+    def client_of(self, reply: Message) -> int:
+        """Whose reply it is."""
+        return self.clients.get(reply.metadata.src_node_id, reply.metadata.src_node_id)
+
+    def transmit(self, updates: Updates, server_round: int) -> tuple[Updates, Updates, ChannelReport]:
+        """What is sent of `updates`, what is received of that, and what the channel did, row by row of what is sent."""
+        return updates, *self.channel(updates, generator(self.seed, "channel", server_round))
+
     def summary(self) -> None:
         """Log the channel and the settings of `inner`."""
         log(INFO, "\t├──> Uplink of %s: %s", type(self.inner).__name__, self.channel)
@@ -122,26 +135,28 @@ class WirelessStrategy(Strategy):
         rows: dict[int, tuple[Message, Tensor, float]] = {}
         malformed, erased = dict[int, str](), dict[int, str]()
         for reply in replies:
-            node = reply.metadata.src_node_id
+            client = self.client_of(reply)
             try:
-                if node in rows:
+                if client in rows:
                     raise ValueError("the node answered twice, its first reply counts")
-                rows[node] = reply, *self._read(reply)
+                rows[client] = reply, *self._read(reply)
             except Exception as error:  # whatever a client sends, it is this reply that is lost and not the run
-                malformed[node] = str(error) or type(error).__name__
-        passed, report = list[Message](), ChannelReport()
+                malformed[client] = str(error) or type(error).__name__
+        passed, report, on_air = list[Message](), ChannelReport(), tuple[int, ...]()
         if rows:
-            received, report = self.channel(self._updates(rows), generator(self.seed, "channel", server_round))
-            erased |= report.erased
-            for node, vector in zip(received.clients, received.vectors, strict=True):
-                if node not in erased and not self._write(*rows[node][:2], vector):
-                    erased[node] = "what was received of it is not finite"
-            passed = [rows[node][0] for node in received.clients if node not in erased]
+            sent, received, report = self.transmit(self._updates(rows), server_round)
+            on_air = sent.clients
+            erased |= dict.fromkeys(rows.keys() - set(on_air), "was erased on its way") | dict(report.erased)
+            for client, vector in zip(received.clients, received.vectors, strict=True):
+                if client not in erased and not self._write(*rows[client][:2], vector):
+                    erased[client] = "what was received of it is not finite"
+            passed = [rows[client][0] for client in received.clients if client not in erased]
         self.reports.append(report)
-        for node, reason in (malformed | erased).items():
-            log(WARNING, "uplink: the reply of node %s is left out: %s", node, reason)
+        self.dropped = malformed | erased
+        for client, reason in self.dropped.items():
+            log(WARNING, "uplink: the reply of node %s is left out: %s", client, reason)
         figures: dict[str, float] = {"uplink-erased": len(erased), "uplink-dropped": len(malformed)}
-        arrived = [nmse for node, nmse in zip(rows, report.nmse, strict=False) if node not in erased]
+        arrived = [nmse for client, nmse in zip(on_air, report.nmse, strict=False) if client not in erased]
         if sum(arrived) > 0:
             figures["uplink-nmse-db"] = 10 * log10(sum(arrived) / len(arrived))
         for figure, name, over in (("latency_s", "uplink-latency-s", max), ("energy_j", "uplink-energy-j", sum)):

@@ -110,6 +110,10 @@ class Suite:
         task = self.task_of(client)
         return self._present(task, "train").take(self._shares(task, seed)[client % self.clients_per_task])
 
+    def everything(self, task: str) -> Samples:
+        """All training rows of a task, whoever's they are: on a device with rows of its own, its client's."""
+        return self._present(task, "train")
+
     def root(self, task: str, seed: int) -> Samples:
         """`shots` rows, of each class in classification, drawn by `seed`."""
         return self._present(task, self._pool(task)).take(self._drawn(task, seed))

@@ -1,17 +1,18 @@
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
 
 from fedfusion.apps import client_app
 from fedfusion.client.train import Job
+from fedfusion.client.wire import encode
 from fedfusion.config import build, resolve, to_json
 from fedfusion.federation.inline import InlineGrid
 from fedfusion.lora.model import LoraModel
-from fedfusion.server.nodes import Nodes
+from fedfusion.server.nodes import Nodes, _dealt, measured
+from fedfusion.server.uploads import Uploads
 from fedfusion.tasks.heads import PrototypeHead
 from fedfusion.types import FedfusionError, Layout, Pair
 
@@ -26,7 +27,7 @@ class Suite:
 
 
 LAYOUT = Layout(("w",), ((4,),))
-NODES = Nodes("{}", {7: [0], 8: [1], 9: [2]}, asked={"to-7": [0], "to-8": [1], "to-9": [2]})
+ASKED = {"to-7": [0], "to-8": [1], "to-9": [2]}
 
 
 def question(node):
@@ -48,21 +49,24 @@ def reply(node, client, vectors):
     return Message(RecordDict(content), reply_to=question(node))
 
 
-def collect(replies):
-    return NODES.collect(replies, {0, 1, 2}, torch.zeros(3, 4), Suite(), LAYOUT)
+def collect(replies, chosen=(0, 1, 2), layout=LAYOUT, **settings):
+    uploads = Uploads(chosen, layout, **settings)
+    for one in replies:
+        uploads.take(one, ASKED[one.metadata.reply_to_message_id])
+    return uploads.updates(torch.zeros(3, layout.dim), Suite()), uploads.dropped, uploads
 
 
 def test_rows_are_sorted_by_client_whatever_the_order_of_arrival():
     good = [reply(7 + k, k, np.full((1, 4), k, np.float32)) for k in range(3)]
     for order in (good, good[::-1], [good[1], good[2], good[0]]):
-        updates, dropped = collect(order)
+        updates, dropped, _ = collect(order)
         assert updates.clients == (0, 1, 2) and updates.tasks == ("task-0", "task-1", "task-2") and not dropped
         assert torch.equal(updates.vectors[:, 0], torch.tensor([0.0, 1.0, 2.0])) and updates.num_examples == (5, 5, 5)
 
 
 def test_whoever_does_not_answer_well_is_named():
     error = Message(Error(2, "Traceback\n  ...\n\x1b[36mValueError\x1b[39m: broken"), reply_to=question(8))
-    updates, dropped = collect([reply(7, 0, np.zeros((2, 4), np.float32)), error])
+    updates, dropped, _ = collect([reply(7, 0, np.zeros((2, 4), np.float32)), error])
     assert len(updates) == 0
     assert dropped == {
         0: "sent float32 (2, 4), expected float32 (1, 4)",
@@ -76,14 +80,14 @@ def test_a_malformed_reply_drops_its_client_only(num_examples):
     empty = Message(RecordDict(), reply_to=question(8))
     odd = reply(9, 2, np.ones((1, 4), np.float32))
     odd.content.metric_records["metrics"]["num_examples"] = [num_examples]
-    updates, dropped = collect([reply(7, 0, np.ones((1, 4), np.float32)), empty, odd])
+    updates, dropped, uploads = collect([reply(7, 0, np.ones((1, 4), np.float32)), empty, odd])
     assert updates.clients == (0,) and list(dropped) == [1, 2]
     assert all(reason.startswith("sent a malformed reply") for reason in dropped.values())
-    assert NODES.heads([empty, odd], updates.clients, {}, Suite()) == {} and NODES.measured([empty]) == {}
+    assert uploads.heads(updates.clients, {}, Suite()) == {} and measured(empty, [1]) == {}
 
 
 def test_a_node_cannot_speak_for_the_clients_of_another():
-    updates, dropped = collect([reply(7, 1, np.ones((1, 4), np.float32))])
+    updates, dropped, _ = collect([reply(7, 1, np.ones((1, 4), np.float32))])
     assert len(updates) == 0 and set(dropped) == {0, 1, 2}
 
 
@@ -97,12 +101,12 @@ def test_meeting_learns_who_hosts_whom_and_reports_a_node_that_cannot_start():
             RecordDict({"config": ConfigRecord({"clients": [5 - 2 * part, 4 - 2 * part]})}), reply_to=message
         )
 
-    met = Nodes.meet(InlineGrid(app, 3, 10.0), "{}", num_clients=6, timeout=5.0)
+    met = Nodes.meet(InlineGrid(app, 3, 10.0), "{}", ["task"] * 6, timeout=5.0)
     assert {k: list(v) for k, v in met.hosted.items()} == {3: [0, 1], 2: [2, 3], 1: [4, 5]}
     with pytest.raises(FedfusionError, match="the nodes host 6 of 7 clients"):
-        Nodes.meet(InlineGrid(app, 3, 10.0), "{}", num_clients=7, timeout=0.3)
+        Nodes.meet(InlineGrid(app, 3, 10.0), "{}", ["task"] * 7, timeout=0.3)
     with pytest.raises(FedfusionError, match="a node cannot start"):
-        Nodes.meet(InlineGrid(ClientApp(), 1, 10.0), "{}", num_clients=1, timeout=5.0)
+        Nodes.meet(InlineGrid(ClientApp(), 1, 10.0), "{}", ["task"], timeout=5.0)
 
 
 def test_groups_depend_on_the_ids_alone_where_a_node_hosts_them_all():
@@ -139,15 +143,16 @@ def test_a_group_that_fails_is_asked_again_client_by_client():
     nodes = Nodes("{}", {1: [0, 1, 2, 3]})
     adapters = torch.arange(4.0)[:, None].repeat(1, 4)
     messages = nodes.messages(1, nodes.groups({0, 1, 2, 3}, 3), adapters, Anyone(), {"task": None}, {})
-    replies = nodes.exchange(InlineGrid(app, 1, 10.0), messages, 4, 1.0, lambda *_: None, LAYOUT)
-    updates, dropped = nodes.collect(replies, {0, 1, 2, 3}, adapters, Anyone(), LAYOUT)
+    uploads, heard = Uploads({0, 1, 2, 3}, LAYOUT), []
+    nodes.exchange(InlineGrid(app, 1, 10.0), messages, 4, 1.0, lambda *now: heard.append(now), uploads.take)
+    updates, dropped = uploads.updates(adapters, Anyone()), uploads.dropped
+    assert heard[0] == (0, 4) and heard[-1] == (4, 4) and sorted(heard) == heard
     assert asked == [[0, 1, 2], [3], [0], [1], [2]]
     assert updates.clients == (0, 2, 3) and torch.equal(updates.vectors, adapters[[0, 2, 3]])
     assert dropped == {1: "RuntimeError: out of battery"}
 
 
 PAIRS = Layout(("A", "B"), ((1, 3), (2, 1)), (Pair("m", 0, 1, 1.0),))
-SENDING = replace(NODES, statistics=True)
 
 
 def informed(node, client, **moments):
@@ -162,13 +167,13 @@ def informed(node, client, **moments):
 
 def test_statistics_come_by_client_and_module_of_those_that_are_believed():
     replies = [informed(9, 2), informed(7, 0, inputs=np.full((3, 3), 2.0, np.float32))]
-    updates, dropped = SENDING.collect(replies, {0, 2}, torch.zeros(3, 5), Suite(), PAIRS)
+    updates, dropped, uploads = collect(replies, (0, 2), PAIRS, statistics=True)
     assert updates.clients == (0, 2) and not dropped
-    found = SENDING.curvature(replies, updates.clients, PAIRS)
+    found = uploads.curvature(updates.clients)
     assert list(found) == [0, 2] and list(found[0]) == ["m"]
     assert torch.equal(found[0]["m"][0], torch.full((3, 3), 2.0))
     assert torch.equal(found[2]["m"][1], torch.tensor([[2.0, -2.0], [-2.0, 2.0]]))
-    assert list(SENDING.curvature(replies, [2], PAIRS)) == [2] and NODES.curvature(replies, [0, 2], PAIRS) == {}
+    assert list(uploads.curvature([2])) == [2] and collect(replies, (0, 2), PAIRS)[2].curvature([0, 2]) == {}
 
 
 @pytest.mark.parametrize(
@@ -186,15 +191,15 @@ def test_statistics_come_by_client_and_module_of_those_that_are_believed():
 )
 def test_whoever_sends_what_is_no_statistics_is_dropped(kind, matrix, reason):
     replies = [informed(7, 0, **{kind: matrix}), informed(8, 1)]
-    updates, dropped = SENDING.collect(replies, {0, 1}, torch.zeros(3, 5), Suite(), PAIRS)
+    updates, dropped, _ = collect(replies, (0, 1), PAIRS, statistics=True)
     assert updates.clients == (1,) and dropped == {0: reason}
-    assert NODES.collect(replies, {0, 1}, torch.zeros(3, 5), Suite(), PAIRS)[0].clients == (0, 1)  # not asked for
+    assert collect(replies, (0, 1), PAIRS)[0].clients == (0, 1)  # not asked for
 
 
 def test_whoever_sends_no_statistics_is_dropped_where_they_are_asked_for():
     bare, partial = reply(7, 0, np.ones((1, 5), np.float32)), informed(8, 1)
     partial.content["statistics"] = ArrayRecord({"1.inputs.m": Array(np.eye(3, dtype=np.float32))})
-    updates, dropped = SENDING.collect([bare, partial, informed(9, 2)], {0, 1, 2}, torch.zeros(3, 5), Suite(), PAIRS)
+    updates, dropped, _ = collect([bare, partial, informed(9, 2)], (0, 1, 2), PAIRS, statistics=True)
     assert updates.clients == (2,) and "statistics" in dropped[0] and "1.gradients.m" in dropped[1]
 
 
@@ -215,13 +220,14 @@ def test_of_a_group_only_those_with_malformed_statistics_are_dropped():
         content = {"arrays": ArrayRecord({"vectors": Array(start)}), "metrics": MetricRecord(metrics), "config": facts}
         return Message(RecordDict(content | {"statistics": ArrayRecord(named)}), reply_to=message)
 
-    nodes, adapters = Nodes("{}", {1: [0, 1, 2]}, statistics=True), torch.zeros(3, 5)
+    nodes, adapters = Nodes("{}", {1: [0, 1, 2]}), torch.zeros(3, 5)
     heads = {f"task-{client}": None for client in range(3)}
     messages = nodes.messages(1, nodes.groups({0, 1, 2}, 3), adapters, Suite(), heads, {})
-    replies = nodes.exchange(InlineGrid(app, 1, 10.0), messages, 3, 1.0, lambda *_: None, PAIRS)
-    updates, dropped = nodes.collect(replies, {0, 1, 2}, adapters, Suite(), PAIRS)
-    assert asked == [[0, 1, 2], [0], [1], [2]] and updates.clients == (1, 2) and set(dropped) == {0}
-    assert list(nodes.curvature(replies, updates.clients, PAIRS)) == [1, 2]
+    uploads = Uploads({0, 1, 2}, PAIRS, statistics=True)
+    nodes.exchange(InlineGrid(app, 1, 10.0), messages, 3, 1.0, lambda *_: None, uploads.take)
+    updates = uploads.updates(adapters, Suite())
+    assert asked == [[0, 1, 2], [0]] and updates.clients == (1, 2) and set(uploads.dropped) == {0}
+    assert list(uploads.curvature(updates.clients)) == [1, 2]
 
 
 def test_clients_send_the_statistics_that_they_computed():
@@ -240,11 +246,12 @@ def test_clients_send_the_statistics_that_they_computed():
         for t in experiment.suite.tasks
     }
     grid, adapters = InlineGrid(client_app, 1, 60.0), model.initial.repeat(experiment.suite.num_clients, 1)
-    nodes = Nodes.meet(grid, text, experiment.suite.num_clients, timeout=60.0, statistics=True)
+    held = [experiment.suite.task_of(client) for client in range(experiment.suite.num_clients)]
+    nodes = Nodes.meet(grid, text, held, timeout=60.0)
     messages = nodes.messages(1, nodes.groups({0, 3}, 2), adapters, experiment.suite, heads, {})
-    replies = nodes.exchange(grid, messages, 2, 60.0, lambda *_: None, model.layout)
-    updates, dropped = nodes.collect(replies, {0, 3}, adapters, experiment.suite, model.layout)
-    found = nodes.curvature(replies, updates.clients, model.layout)
+    uploads = Uploads({0, 3}, model.layout, statistics=True)
+    nodes.exchange(grid, messages, 2, 60.0, lambda *_: None, uploads.take)
+    found, dropped = uploads.curvature([0, 3]), uploads.dropped
     jobs = [Job(c, model.initial, experiment.suite.train(c, 0), heads[experiment.suite.task_of(c)]) for c in (0, 3)]
     trained = experiment.client(model, jobs, seed=0, server_round=1)
     assert list(found) == [0, 3] and not dropped
@@ -252,3 +259,109 @@ def test_clients_send_the_statistics_that_they_computed():
         assert list(own) == list(result.curvature) == [pair.module for pair in model.layout.pairs], client
         for module, moments in own.items():
             assert all(torch.equal(a, b) for a, b in zip(moments, result.curvature[module], strict=True))
+
+
+def trainer(asked):
+    """A client app whose clients send back what they were sent."""
+    app = ClientApp()
+
+    @app.train()
+    def train(message, context):
+        clients = list(message.content.config_records["config"]["clients"])
+        asked.append((context.node_id, clients))
+        records = message.content.array_records
+        start = records["arrays"]["start"].numpy() + (records["shared"]["add"].numpy() if "shared" in records else 0)
+        metrics = dict.fromkeys(("num_examples", "train_loss", "accuracy", "loss"), [1.0] * len(clients))
+        facts = ConfigRecord({"clients": clients, "failed": [], "reasons": []})
+        content = {"arrays": ArrayRecord({"vectors": Array(start)}), "metrics": MetricRecord(metrics), "config": facts}
+        return Message(RecordDict(content), reply_to=message)
+
+    return app
+
+
+class Flaky(InlineGrid):
+    """Node 1 is gone the first `times` times that it is asked, and cannot be seen for `away` looks after that."""
+
+    times, away, code = 1, 2, ErrorCode.NODE_UNAVAILABLE
+
+    def _handle(self, message):
+        if message.metadata.dst_node_id == 1 and self.times:
+            self.times -= 1
+            self.hidden = self.away
+            return [Message(Error(self.code, "Node unavailable"), reply_to=message)]
+        return super()._handle(message)
+
+    def get_node_ids(self):
+        self.hidden = getattr(self, "hidden", 0) - 1
+        return [node for node in super().get_node_ids() if node != 1 or self.hidden < 0]
+
+
+def exchange(grid, nodes, **deadline):
+    adapters, heads = torch.arange(3.0)[:, None].repeat(1, 4), {f"task-{client}": None for client in range(3)}
+    uploads = Uploads({0, 1, 2}, LAYOUT)
+    messages = nodes.messages(1, nodes.groups({0, 1, 2}, 8), adapters, Suite(), heads, {}, **deadline)
+    nodes.exchange(grid, messages, 3, 5.0, lambda *_: None, uploads.take)
+    return uploads
+
+
+@pytest.mark.parametrize("code", [ErrorCode.NODE_UNAVAILABLE, ErrorCode.CLIENT_APP_CRASHED])
+def test_a_node_that_comes_back_loses_nothing(code):
+    asked, nodes = [], Nodes("{}", {1: [0, 2], 2: [1]})
+    grid = Flaky(trainer(asked), 2, 10.0)
+    grid.code = code
+    uploads = exchange(grid, nodes)
+    assert not uploads.dropped and asked == [(2, [1]), (1, [0, 2])]
+    assert torch.equal(uploads.vectors[:, 0], torch.arange(3.0))
+
+
+def test_a_node_that_is_gone_again_and_again_loses_its_clients():
+    asked, nodes = [], Nodes("{}", {1: [0, 2], 2: [1]})
+    grid = Flaky(trainer(asked), 2, 10.0)
+    grid.times, grid.away = 99, 0
+    uploads = exchange(grid, nodes)
+    assert uploads.dropped == {0: "Node unavailable", 2: "Node unavailable"} and list(uploads.metrics) == [1]
+
+
+def test_a_round_ends_at_its_deadline_with_those_that_have_answered():
+    class Slow(InlineGrid):
+        def pull_messages(self, message_ids):
+            replies = super().pull_messages([key for key in message_ids if self.waiting[key].metadata.dst_node_id == 2])
+            return replies
+
+    asked, nodes = [], Nodes("{}", {1: [0, 2], 2: [1]})
+    uploads = exchange(Slow(trainer(asked), 2, 10.0), nodes, deadline_s=0.5)
+    assert asked == [(2, [1])] and set(uploads.dropped.values()) == {"did not answer before the deadline"}
+    assert list(uploads.metrics) == [1]
+
+
+def test_what_all_share_alike_is_one_object():
+    nodes, adapters, add = Nodes("{}", {1: [0, 1, 2]}), torch.zeros(3, 4), torch.full((4,), 7.0)
+    heads = {f"task-{client}": None for client in range(3)}
+    messages = list(nodes.messages(1, nodes.groups({0, 1, 2}, 1), adapters, Suite(), heads, {"add": add}))
+    assert len({id(message.content["shared"]) for message in messages}) == 1
+    uploads = Uploads({0, 1, 2}, LAYOUT)
+    nodes.exchange(InlineGrid(trainer([]), 1, 10.0), messages, 3, 5.0, lambda *_: None, uploads.take)
+    assert torch.equal(uploads.vectors, torch.full((3, 4), 7.0))
+
+
+@pytest.mark.parametrize("wire", ["float16", "int8"])
+def test_uploads_are_decoded_as_they_were_encoded(wire):
+    vectors = np.float32([[0.5, -1.0, 0.25, 0.0]])
+    message = reply(7, 0, np.zeros((1, 4), np.float32))
+    message.content["arrays"] = ArrayRecord({name: Array(a) for name, a in encode(vectors, wire).items()})
+    updates, dropped, _ = collect([message], [0], wire=wire)
+    assert not dropped and torch.allclose(updates.vectors, torch.from_numpy(vectors), atol=1 / 254)
+    assert collect([message], [0])[1][0].startswith(f"sent {wire} (1, 4), expected float32")
+    assert "scales" in collect([reply(7, 0, np.zeros((1, 4), np.int8))], [0], wire="int8")[1][0]
+
+
+def test_devices_are_dealt_clients_once_all_are_there():
+    def device(part, *tasks, own_rows=False):
+        return ConfigRecord({"part": part, "parts": 2, "tasks": list(tasks), "own_rows": own_rows})
+
+    tasks = ["a", "a", "a", "b"]
+    assert _dealt({9: device(1, "a", "b")}, tasks) == {}
+    assert _dealt({9: device(1, "a", "b"), 5: device(0, "a")}, tasks) == {5: [0, 2], 9: [1, 3]}
+    assert _dealt({9: device(1, "a"), 5: device(0, "a")}, tasks) == {5: [0, 2], 9: [1]}  # nobody holds b
+    with pytest.raises(FedfusionError, match="task 'a' has 3 clients, and 2 devices hold its rows"):
+        _dealt({9: device(1, "a", "b", own_rows=True), 5: device(0, "a", own_rows=True)}, tasks)

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -25,6 +26,17 @@ def test_the_record_says_what_happened_to_each_client_and_module(layout, updates
     assert record["layers"]["x"]["nmse_db"] == pytest.approx(expected, abs=1e-4)
     assert 0.3 < record["layers"]["y"]["cosine"] < 0.9 and 0.5 < record["layers"]["y"]["sign_agreement"] < 0.9
     assert record["product_nmse_db"] > -10 and record["kappa"] > 0
+
+
+def test_what_mods_changed_at_the_clients_is_a_figure_of_its_own(layout, updates, rng):
+    uplink = Uplink(Ideal(), Payload("factors", layout))
+    figures = ({"privacy_nmse": 0.1}, {"privacy_nmse": 10.0}, {"privacy_nmse": 0.0}, {}, {}, {})
+    sent = replace(updates, metrics=figures)
+    record = uplink.record(sent, *uplink(sent, rng))
+    shown = [client["privacy_nmse_db"] for client in record["clients"].values()]
+    assert shown == [pytest.approx(-10.0), pytest.approx(10.0), None, None, None, None]
+    assert record["mean"]["privacy_nmse_db"] == pytest.approx(10 * math.log10(10.1 / 3))  # over those that say it
+    assert record["mean"]["nmse_db"] is None  # and no part of what the uplink did
 
 
 def test_without_errors_there_is_nothing_to_report_in_decibel(layout, updates, rng):
