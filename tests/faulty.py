@@ -26,8 +26,19 @@ class Faulty(LocalTraining):
             if fault == "die" or (fault == "die once" and not Path(self.marker).exists()):
                 Path(self.marker).touch()
                 os._exit(1)
+        for job in jobs:
+            if self.faults.get(str(job.client)) == "stall once":
+                self._stall(Path(f"{self.marker}-{job.client}"))
         trained = super().__call__(model, jobs, **names)
         return [self._broken(self.faults.get(str(job.client), ""), t) for job, t in zip(jobs, trained, strict=True)]
+
+    def _stall(self, marker):
+        """The first time: leave the process id in the marker, and wait for a file that lets it go on."""
+        if not marker.exists():
+            marker.write_text(f"{os.getpid()}\n")
+            until = time.monotonic() + 120
+            while time.monotonic() < until and not Path(f"{self.marker}-go").exists():
+                time.sleep(0.1)
 
     def _broken(self, fault, trained):
         update = trained.update

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -98,34 +98,27 @@ class Flower:
         from fedfusion.config import build, to_json
 
         experiment = build(cfg)
-        home = Path(str(experiment.run_dir)).resolve() / ".flower"
-        app = _app_folder(home, to_json(cfg))
+        run_dir = Path(str(experiment.run_dir)).resolve()
+        home = run_dir / ".flower"
+        app = app_folder(home, to_json(cfg))
         (home / "config.toml").write_text(f'[superlink.ours]\naddress = "127.0.0.1:{self.port}"\ninsecure = true\n')
-        environment = (
-            os.environ
-            | SWITCHES
-            | {
-                "FLWR_HOME": str(home),
-                "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
-                "PYTHONPATH": python_path(),
-            }
-        )
+        environment = environment_of(home)
         superlink = self._superlink(home, environment)
         try:
             size = (
                 f"num-supernodes={self.actors} client-resources-num-cpus=1 "
                 f"client-resources-num-gpus=0.0 init-args-num-cpus={self.actors}"
             )
-            command = [_tool("flwr"), "run", str(app), "ours", "--stream"]
+            command = [tool("flwr"), "run", str(app), "ours", "--stream"]
             command += ["--run-config", str(home / "run.toml"), "--federation-config", size]
-            self._follow(command, environment, home.parent, experiment.rounds)
+            self._follow(command, environment, run_dir, experiment.rounds)
         finally:
             _stop(superlink)
             shutil.rmtree(home, ignore_errors=True)
 
     def _superlink(self, home: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
         command = [
-            _tool("flower-superlink"),
+            tool("flower-superlink"),
             "--insecure",
             "--simulation",
             "--host",
@@ -148,35 +141,63 @@ class Flower:
         raise FedfusionError(f"Flower's SuperLink did not start on port {self.port}: {''.join(last) or 'no output'}")
 
     def _follow(self, command: list[str], environment: Mapping[str, str], run_dir: Path, rounds: int) -> None:
-        """Run `flwr run`, its output going to run.log, and show the rounds as they reach metrics.jsonl."""
-        metrics, log = run_dir / "metrics.jsonl", run_dir / "run.log"
-        results = run_dir / "results.json"
+        """Run `flwr run`, its output going to run.log; a client that hangs for good keeps Flower from ending it."""
+        log, results = run_dir / "run.log", run_dir / "results.json"
         results.unlink(missing_ok=True)
-        said = log.stat().st_size if log.is_file() else 0
-        terminal, seen = Terminal(), _lines(metrics)
-        terminal.started([json.loads(line) for line in seen], rounds)
+        said = size_of(log)
         with log.open("a") as file:
             process = subprocess.Popen(command, env=dict(environment), stdout=file, stderr=subprocess.STDOUT)
         try:
-            while True:
-                # a client that hangs for good keeps Flower's engine from ending
-                ended = process.poll() is not None or results.is_file()
-                lines = _lines(metrics)
-                for line in lines[len(seen) :]:
-                    terminal.finished(json.loads(line))
-                seen = lines
-                if ended:
-                    break
-                time.sleep(0.5)
+            follow(run_dir, rounds, lambda: process.poll() is not None)
         finally:
             process.terminate()
-            terminal.close()
         if not results.is_file():
-            errors = re.findall(r"fedfusion[.\w]*: (.+)", log.read_text()[said:])
+            errors = raised(log, said)
             raise RunFailed(f"the run under Flower ended without a result: {errors[-1] if errors else 'see'} ({log})")
 
 
-def _app_folder(home: Path, config: str) -> Path:
+def follow(run_dir: Path, rounds: int, ended: Callable[[], bool]) -> None:
+    """Show the rounds as they reach `metrics.jsonl`, until there are results or `ended` says that none will come."""
+    metrics, results = run_dir / "metrics.jsonl", run_dir / "results.json"
+    terminal, seen = Terminal(), _lines(metrics)
+    terminal.started([json.loads(line) for line in seen], rounds)
+    try:
+        while True:
+            over = results.is_file() or ended()
+            lines = _lines(metrics)
+            for line in lines[len(seen) :]:
+                terminal.finished(json.loads(line))
+            seen = lines
+            if over:
+                return
+            time.sleep(0.5)
+    finally:
+        terminal.close()
+
+
+def raised(log: Path, since: int) -> list[str]:
+    """The errors of ours that a log tells of after its first `since` bytes."""
+    with log.open("rb") as file:
+        file.seek(since)
+        return re.findall(r"fedfusion[.\w]*: (.+)", file.read().decode(errors="replace"))
+
+
+def size_of(log: Path) -> int:
+    """Bytes in a log that may not exist yet."""
+    return log.stat().st_size if log.is_file() else 0
+
+
+def environment_of(home: Path) -> dict[str, str]:
+    """The environment of Flower's processes: those of this Python, `home` their own, the network left alone."""
+    paths = {
+        "FLWR_HOME": str(home),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        "PYTHONPATH": python_path(),
+    }
+    return os.environ | SWITCHES | paths
+
+
+def app_folder(home: Path, config: str) -> Path:
     """A Flower app that consists of a pyproject.toml: the code is the installed package."""
     app = home / "app"
     app.mkdir(parents=True, exist_ok=True)
@@ -201,7 +222,7 @@ def _stop(superlink: subprocess.Popen[bytes]) -> None:
     superlink.wait()
 
 
-def _tool(name: str) -> str:
+def tool(name: str) -> str:
     """A command of this very Python environment."""
     return str(Path(sys.executable).with_name(name))
 

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 import uuid
 from collections.abc import Iterable
 
@@ -18,15 +19,27 @@ def python_path() -> str:
     return os.pathsep.join(entry or os.getcwd() for entry in sys.path)
 
 
+def failure(message: Message, reason: str) -> Message:
+    """Answer `message` with an error."""
+    return Message(Error(CLIENT_RAISED, reason), reply_to=message)
+
+
+def remaining_s(message: Message) -> float:
+    """Seconds until `message` expires; nobody wants an answer to it after that."""
+    return message.metadata.created_at + message.metadata.ttl - time.time()
+
+
 class VirtualGrid(Grid):
     """A Flower grid whose nodes are virtual; each of them can host any client.
+
+    A message that has expired is not handled any more, and not answered.
 
     Parameters
     ----------
     num_nodes
         Number of virtual nodes.
     deadline_s
-        A message that takes longer is answered with an error.
+        A message that takes longer, from when it begins to be handled, is answered with an error.
     """
 
     def __init__(self, num_nodes: int, deadline_s: float) -> None:
@@ -68,15 +81,16 @@ class VirtualGrid(Grid):
         return ids
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Send messages and return all replies."""
-        waiting = dict.fromkeys(self.push_messages(messages))
+        """Send messages and return the replies to all that do not expire; each has its own deadline, not `timeout`."""
+        sent = list(messages)
+        unanswered = dict(zip(self.push_messages(sent), sent, strict=True))
         replies: list[Message] = []
-        while waiting:
-            for reply in self.pull_messages(waiting):
-                waiting.pop(reply.metadata.reply_to_message_id)
-                replies.append(reply)
+        while unanswered:
+            new = list(self.pull_messages(list(unanswered)))
+            for reply in new:
+                del unanswered[reply.metadata.reply_to_message_id]
+            replies += new
+            for key in [] if new else [key for key, message in unanswered.items() if remaining_s(message) <= 0]:
+                del unanswered[key]
+                self.waiting.pop(key, None)
         return replies
-
-    def failure(self, message: Message, reason: str) -> Message:
-        """Answer `message` with an error."""
-        return Message(Error(CLIENT_RAISED, reason), reply_to=message)

@@ -12,7 +12,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from omegaconf import DictConfig
 
-from fedfusion.federation.grid import VirtualGrid
+from fedfusion.federation.grid import VirtualGrid, failure, remaining_s
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class Inline:
         from fedfusion.config import build, to_json
 
         experiment = build(cfg)
-        grid = InlineGrid(client_app, 1, experiment.deadline_s)
+        nodes = experiment.suite.num_clients if experiment.server.stock else 1
+        grid = InlineGrid(client_app, nodes, experiment.deadline_s)
         server_app(grid, Context(1, 0, {}, RecordDict(), {"config": to_json(cfg)}))
 
 
@@ -44,18 +45,21 @@ class InlineGrid(VirtualGrid):
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Handle the next waiting message of `message_ids` and return its reply."""
         for message_id in message_ids:
-            if message_id in self.waiting:
-                return [self._handle(self.waiting.pop(message_id))]
+            message = self.waiting.pop(message_id, None)
+            if message is not None and remaining_s(message) > 0:
+                return self._handle(message)
         return []
 
-    def _handle(self, message: Message) -> Message:
+    def _handle(self, message: Message) -> list[Message]:
+        """The reply, or none if the message expires before it is there."""
         try:
-            with _alarm(self.deadline_s):
-                return self.client_app(message, self.contexts[message.metadata.dst_node_id])
-        except Overdue as late:
-            return self.failure(message, str(late))
+            with _alarm(min(self.deadline_s, max(remaining_s(message), 1e-6))):
+                reply = self.client_app(message, self.contexts[message.metadata.dst_node_id])
+        except Overdue:
+            reply = failure(message, f"did not answer within {self.deadline_s:g} s")
         except Exception:
-            return self.failure(message, traceback.format_exc())
+            reply = failure(message, traceback.format_exc())
+        return [reply] if remaining_s(message) > 0 else []
 
 
 @contextlib.contextmanager
@@ -66,7 +70,7 @@ def _alarm(seconds: float) -> Iterator[None]:
         return
 
     def ring(*_: object) -> None:
-        raise Overdue(f"did not answer within {seconds:g} s")
+        raise Overdue
 
     previous = signal.signal(signal.SIGALRM, ring)
     signal.setitimer(signal.ITIMER_REAL, seconds)

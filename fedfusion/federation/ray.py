@@ -1,24 +1,22 @@
-"""Ray actors that run the client app: one machine, or a cluster."""
+"""The clients on Ray: one machine, or a cluster."""
 
-import importlib
 import importlib.util
 import os
-import time
-from collections import deque
-from collections.abc import Iterable
-from dataclasses import dataclass
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import floor
 from typing import Any, ClassVar
 
-from flwr.app import Context, Message, RecordDict
-from flwr.clientapp import ClientApp
+from flwr.app import Context, RecordDict
 from omegaconf import DictConfig
 
-from fedfusion.federation.grid import VirtualGrid, python_path
-from fedfusion.types import FedfusionError, RunFailed
+from fedfusion.federation.actors import environment
+from fedfusion.federation.raygrid import RayGrid
+from fedfusion.types import FedfusionError
 
 CLIENT_APP = "fedfusion.apps:client_app"
-STARTUP_S = 300.0
-TRIES = 2  # a message whose actor dies is tried once more, on another actor
+CONNECT_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -30,15 +28,23 @@ class Ray:
     address
         Of a running cluster (`auto` or `host:port`); null starts Ray on this machine.
     actors
-        Number of actors.
+        Number of actors, spread over the nodes of the cluster.
     cpus, gpus
-        What Ray reserves for each actor. Set `client.threads` to match `cpus`.
+        What Ray reserves for each actor: at least `client.threads` CPUs if more than one, and a share of one GPU or
+        whole ones.
+    resources
+        The same for custom resources, by name, of nodes started with `ray start --resources`.
+    speculate
+        A quantile: a message that takes longer than twice that quantile of the durations so far is handled a second
+        time by an idle actor, and the first answer counts. Null is never. Results are the same.
     """
 
     address: str | None = None
     actors: int = 2
     cpus: float = 1.0
     gpus: float = 0.0
+    resources: Mapping[str, float] = field(default_factory=dict)
+    speculate: float | None = None
 
     def __post_init__(self) -> None:
         if self.actors < 1 or self.cpus <= 0 or self.gpus < 0:
@@ -46,8 +52,26 @@ class Ray:
                 "federation.actors must be at least 1, federation.cpus positive and federation.gpus at least 0, "
                 f"got {self.actors}, {self.cpus}, {self.gpus}"
             )
+        if self.gpus > 1 and self.gpus != int(self.gpus):
+            raise FedfusionError(
+                f"federation.gpus={self.gpus:g} must be at most 1 or whole: an actor has a share of one GPU, or whole "
+                f"ones (set it to {floor(self.gpus)} or {floor(self.gpus) + 1})"
+            )
+        for name, amount in self.resources.items():
+            if name in ("CPU", "GPU", "memory", "object_store_memory") or not amount > 0:
+                raise FedfusionError(
+                    f"federation.resources.{name}={amount}: custom resources of Ray with a positive amount are asked "
+                    "for here (use federation.cpus and federation.gpus for CPUs and GPUs)"
+                )
+        if self.speculate is not None and not 0 < self.speculate < 1:
+            raise FedfusionError(f"federation.speculate must be between 0 and 1 or null, got {self.speculate}")
 
     simulated: ClassVar = True  # every node hosts all clients
+
+    @property
+    def needs(self) -> dict[str, float]:
+        """What an actor reserves, by Ray's name of it."""
+        return {"CPU": self.cpus, **({"GPU": self.gpus} if self.gpus else {}), **self.resources}
 
     def check(self) -> None:
         """Refuse to start where Ray is not installed."""
@@ -66,128 +90,76 @@ class Ray:
         from fedfusion.config import build, to_json
 
         experiment = build(cfg)
+        threads = experiment.client.threads
+        if threads > max(1.0, self.cpus):
+            raise FedfusionError(
+                f"client.threads={threads} exceeds federation.cpus={self.cpus:g}, the CPUs of an actor "
+                f"(set federation.cpus={threads}, or lower client.threads)"
+            )
         started = not ray.is_initialized()
+        if started and self.address is not None:
+            _reach(self.address)
         if started:
             here: dict[str, Any] = {} if self.address else {"include_dashboard": False}
-            environment = {"env_vars": {"PYTHONPATH": python_path(), "RAY_DEDUP_LOGS": "0"}}
+            quiet = {"log_to_driver": False, "logging_level": "ERROR"}
             try:
-                ray.init(self.address, log_to_driver=False, logging_level="ERROR", runtime_env=environment, **here)
+                ray.init(self.address or "local", runtime_env=environment(threads), **quiet, **here)
             except (ConnectionError, ValueError, RuntimeError) as error:
                 raise FedfusionError(
                     f"federation.address={self.address}: Ray cannot be reached or started "
                     f"({str(error).splitlines()[0]})"
                 ) from error
         try:
-            self._fits(ray.cluster_resources())
-            grid = RayGrid(CLIENT_APP, self.actors, experiment.deadline_s, self)
+            self.fits([node["Resources"] for node in ray.nodes() if node["Alive"]])
+            nodes = experiment.suite.num_clients if experiment.server.stock else self.actors
+            grid = RayGrid(CLIENT_APP, nodes, experiment.deadline_s, self, threads)
             server_app(grid, Context(1, 0, {}, RecordDict(), {"config": to_json(cfg)}))
         finally:
             if started:
                 ray.shutdown()
 
-    def _fits(self, resources: dict[str, float]) -> None:
-        for kind, each in (("CPU", self.cpus), ("GPU", self.gpus)):
-            if self.actors * each > resources.get(kind, 0.0):
+    def fits(self, nodes: Sequence[Mapping[str, float]]) -> None:
+        """Check that all actors find a place on `nodes`, given by what they have; an actor never spans two.
+
+        Raises
+        ------
+        FedfusionError
+            If they do not.
+        """
+        for name, amount in self.needs.items():
+            held = [node.get(name, 0.0) for node in nodes]
+            if (room := sum(_times(name, have, amount) for have in held)) < self.actors:
+                key = {"CPU": "cpus", "GPU": "gpus"}.get(name, f"resources.{name}")
                 raise FedfusionError(
-                    f"federation.actors={self.actors} x federation.{kind.lower()}s={each:g} need "
-                    f"{self.actors * each:g} {kind}s, the Ray cluster has {resources.get(kind, 0.0):g} "
-                    "(lower one of the two)"
+                    f"federation.actors={self.actors} x federation.{key}={amount:g} do not fit: the Ray cluster has "
+                    f"room for {room}, its nodes have {', '.join(f'{have:g}' for have in held)} {name} "
+                    "(lower one of the two, or add nodes)"
                 )
+        room = sum(min(_times(name, node.get(name, 0.0), n) for name, n in self.needs.items()) for node in nodes)
+        if room < self.actors:
+            each = ", ".join(f"{amount:g} {name}" for name, amount in self.needs.items())
+            raise FedfusionError(
+                f"federation.actors={self.actors} do not fit: each needs {each} on one node, and the nodes of the Ray "
+                f"cluster have room for {room} (lower federation.actors, or add nodes)"
+            )
 
 
-class Worker:
-    """What an actor runs: the client app, loaded once."""
-
-    def __init__(self, app: str) -> None:
-        module, _, name = app.partition(":")
-        self.app: ClientApp = getattr(importlib.import_module(module), name)
-
-    def ready(self) -> bool:
-        """Answer once the imports are done."""
-        return True
-
-    def handle(self, message: Message, context: Context) -> Message:
-        """Run the client app on one message."""
-        return self.app(message, context)
+def _reach(address: str) -> None:
+    """Refuse an address where nobody listens; Ray itself would try for many minutes."""
+    host, _, port = address.rpartition(":")
+    if not port.isdigit():
+        return  # "auto"
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
+    except (OSError, OverflowError) as error:
+        raise FedfusionError(
+            f"federation.address={address}: Ray cannot be reached ({error}; start it there with "
+            f"`ray start --head --port={port}`, or give the address that it names)"
+        ) from error
 
 
-class RayGrid(VirtualGrid):
-    """Virtual nodes whose messages are handled by a pool of actors.
-
-    A client that raises is an error reply. An actor that dies is replaced, and its message tried once more on
-    another. An actor that passes the deadline is killed and replaced, and its message answered with an error.
-
-    Parameters
-    ----------
-    app
-        The client app, as `module:name`.
-    num_nodes, deadline_s
-        As in :class:`VirtualGrid`; the deadline counts from when an actor gets the message.
-    pool
-        Number and resources of the actors.
-    """
-
-    def __init__(self, app: str, num_nodes: int, deadline_s: float, pool: Ray) -> None:
-        import ray
-
-        super().__init__(num_nodes, deadline_s)
-        self.ray = ray
-        self.actor = ray.remote(num_cpus=pool.cpus, num_gpus=pool.gpus)(Worker)
-        self.client_app_name = app
-        self.idle: deque[Any] = deque(self.actor.remote(app) for _ in range(pool.actors))
-        self._ready(self.idle)
-        self.running: dict[Any, tuple[Message, Any, float]] = {}
-        self.tries: dict[str, int] = {}
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Hand waiting messages to idle actors and return the replies that are ready."""
-        for message_id in list(message_ids):
-            if self.idle and message_id in self.waiting:
-                message, actor = self.waiting.pop(message_id), self.idle.popleft()
-                context = self.contexts[message.metadata.dst_node_id]
-                self.running[actor.handle.remote(message, context)] = message, actor, time.monotonic()
-        ready, _ = self.ray.wait(list(self.running), num_returns=1, timeout=0.1) if self.running else ([], [])
-        replies = [self._reply(reference) for reference in ready] + self._overdue()
-        return [reply for reply in replies if reply is not None]
-
-    def _reply(self, reference: Any) -> Message | None:
-        message, actor, _ = self.running.pop(reference)
-        try:
-            reply = self.ray.get(reference)
-        except self.ray.exceptions.RayTaskError as error:
-            self.idle.append(actor)
-            return self.failure(message, str(error))
-        except self.ray.exceptions.RayError:
-            self._replace(actor)
-            tries = self.tries[message.metadata.message_id] = self.tries.get(message.metadata.message_id, 1) + 1
-            if tries > TRIES:
-                return self.failure(message, f"its process died {TRIES} times")
-            self.waiting[message.metadata.message_id] = message
-            return None
-        self.idle.append(actor)
-        return reply
-
-    def _overdue(self) -> list[Message]:
-        now = time.monotonic()
-        replies = []
-        for reference, (message, actor, started) in list(self.running.items()):
-            if now - started > self.deadline_s and not self.ray.wait([reference], timeout=0)[0]:
-                del self.running[reference]
-                self._replace(actor)
-                replies.append(self.failure(message, f"did not answer within {self.deadline_s:g} s"))
-        return replies
-
-    def _replace(self, actor: Any) -> None:
-        self.ray.kill(actor)
-        fresh = self.actor.remote(self.client_app_name)
-        self._ready([fresh])  # its start-up is not the next client's delay
-        self.idle.append(fresh)
-
-    def _ready(self, actors: Iterable[Any]) -> None:
-        try:
-            self.ray.get([actor.ready.remote() for actor in actors], timeout=STARTUP_S)
-        except self.ray.exceptions.RayError as error:
-            raise RunFailed(
-                f"an actor did not start within {STARTUP_S:g} s (is the Ray cluster busy? lower federation.actors): "
-                f"{str(error).strip().splitlines()[0]}"
-            ) from error
+def _times(name: str, have: float, need: float) -> int:
+    """How often a node has what an actor needs; a share of a GPU is a share of one."""
+    if name == "GPU" and need < 1:
+        return int(have) * floor(1 / need + 1e-9)
+    return floor(have / need + 1e-9)

@@ -37,35 +37,11 @@ def inline(tmp_path_factory):
     return results(folder)["metrics"]
 
 
-def test_ray_gives_the_same_bits_as_inline(inline, tmp_path):
-    fedfusion("run", *SMALL, "federation=ray", f"run_dir={tmp_path / 'ray'}", check=True)
-    assert results(tmp_path / "ray")["metrics"] == inline
-
-
 @pytest.mark.slow
 def test_flower_gives_the_same_bits_as_inline(inline, tmp_path):
     fedfusion("run", *SMALL, "federation=flower", f"run_dir={tmp_path / 'flower'}", check=True)
     assert results(tmp_path / "flower")["metrics"] == inline
     assert not (tmp_path / "flower" / ".flower").exists()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("attack", ["label_flip", "backdoor"])
-def test_what_byzantine_clients_learn_from_is_the_same_on_every_grid(attack, tmp_path):
-    """They poison it where they are; the server tells them nothing of it."""
-    found = {}
-    for grid in ("inline", "ray"):
-        arguments = [f"attack={attack}", "attack.f=2", f"federation={grid}", f"run_dir={tmp_path / grid}"]
-        fedfusion("run", *SMALL, *arguments, check=True)
-        found[grid] = results(tmp_path / grid)["metrics"]
-    assert found["ray"] == found["inline"] and len(found["inline"]["attack"]["byzantine"]) == 2
-
-
-def test_more_actors_than_the_machine_holds_are_refused():
-    with pytest.raises(
-        FedfusionError, match="federation.actors=3 x federation.cpus=1 need 3 CPUs, the Ray cluster has 2"
-    ):
-        Ray(actors=3)._fits({"CPU": 2.0})
 
 
 def test_a_taken_port_is_refused():
