@@ -14,6 +14,8 @@ from typing import Annotated
 
 import typer
 
+from fedfusion.deploy import cli as deploy
+
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -27,6 +29,7 @@ Resume = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+app.add_typer(deploy.app, name="deploy")
 
 
 @app.callback()
@@ -41,7 +44,7 @@ def run(overrides: Overrides = None, resume: Resume = None, as_json: AsJson = Fa
     from omegaconf import OmegaConf
 
     from fedfusion import config
-    from fedfusion.server.checkpoint import write_atomically
+    from fedfusion.server.checkpoint import Checkpoints, write_atomically
 
     given = list(overrides or [])
     with _plain_errors():
@@ -51,14 +54,24 @@ def run(overrides: Overrides = None, resume: Resume = None, as_json: AsJson = Fa
             cfg = config.resolve(given)
         run_dir = (resume or config.fresh_run_dir(cfg)).resolve()
         cfg.run_dir = str(run_dir)
-    run_dir.mkdir(parents=True, exist_ok=resume is not None)
-    write_atomically(run_dir / "config.yaml", OmegaConf.to_yaml(cfg))
-    write_atomically(run_dir / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(given)))
-    _quiet(run_dir / "run.log")
+        with Checkpoints(run_dir).writing(run_dir):
+            run_dir.mkdir(parents=True, exist_ok=resume is not None)
+            write_atomically(run_dir / "config.yaml", OmegaConf.to_yaml(cfg))
+            write_atomically(run_dir / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(given)))
+            _quiet(run_dir / "run.log")
     with _plain_errors(), _interruptible(run_dir):
         with (run_dir / "run.log").open("a") as log, contextlib.redirect_stderr(log):
             config.build(cfg).federation.launch(cfg)
-        _conclude(run_dir, given, as_json)
+        with Checkpoints(run_dir).writing(run_dir):
+            _conclude(run_dir, given, as_json)
+
+
+@deploy.app.command("run")
+def run_on_devices(
+    overrides: Overrides = None, folder: deploy.Dir = Path("deploy"), resume: Resume = None, as_json: AsJson = False
+) -> None:
+    """Run one federation on the devices of a deployment, attacked and jammed only where overrides say so."""
+    run(deploy.on_devices(list(overrides or []), folder, resume is not None), resume, as_json)
 
 
 @app.command()
@@ -262,6 +275,10 @@ def _conclude(run_dir: Path, overrides: list[str], as_json: bool) -> None:
     served = "served/ " if (run_dir / "served").exists() else ""
     typer.echo(f"\n{run_dir}: adapter/ personal/ {served}results.json metrics.jsonl plots/ report.html run.log")
 
+
+for verb in deploy.app.registered_commands:
+    assert verb.callback is not None
+    verb.callback = _plain_errors()(verb.callback)
 
 if __name__ == "__main__":
     app()

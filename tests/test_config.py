@@ -6,11 +6,12 @@ from fedfusion.config import CONF, Experiment, build, groups, resolve, to_json
 from fedfusion.listing import describe, listing
 from fedfusion.validation import ConfigErrors
 
-REFUSED = {  # offline, nothing of it in the cache; or by itself
+REFUSED = {  # offline, nothing of it in the cache or no deployment; or by itself
     ("suite", "text"): "HF_HUB_OFFLINE",
     ("suite", "vision"): "HF_HUB_OFFLINE",
     ("suite", "instruct"): "HF_HUB_OFFLINE",
     ("model", "clip_vit_b32"): "model.path: no model at 'openai/clip-vit-base-patch32'",
+    ("federation", "devices"): "there is no deployment in federation.home=deploy",
     ("head", "class_names"): "model.auto=CLIPVisionModelWithProjection and model.pooling=pooler",
 }
 ALONG = {

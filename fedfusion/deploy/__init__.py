@@ -1,0 +1,1 @@
+"""fedfusion on devices: keys, certificates, processes that are started again, and what they are doing."""

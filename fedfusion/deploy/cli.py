@@ -1,0 +1,110 @@
+"""`fedfusion deploy`: its verbs. Everything heavy is imported inside them, so that `--help` is quick."""
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, help="Run on real devices: keys and certificates, SuperLink and SuperNodes.")
+Dir = Annotated[Path, typer.Option("--dir", help="Folder of the deployment.")]
+
+
+@app.command()
+def init(
+    folder: Dir = Path("deploy"),
+    nodes: Annotated[int, typer.Option(help="Number of devices.")] = 2,
+    host: Annotated[
+        list[str] | None, typer.Option(help="Name or address by which devices reach the SuperLink; may be repeated.")
+    ] = None,
+    port: Annotated[int, typer.Option(help="Of the SuperLink.")] = 8000,
+    rotate: Annotated[
+        bool, typer.Option("--rotate", help="Make a new certificate and new keys in a deployment that exists.")
+    ] = False,
+) -> None:
+    """Make the folder of a deployment: an authority of its own, a certificate, and a key for each device."""
+    from fedfusion.deploy import init
+
+    if rotate:
+        deployment = init.rotate(folder, host, typer.echo)
+        typer.echo(f"{folder}: new certificate, new keys of {len(deployment.devices())} devices; carry them there")
+        return
+    deployment = init.create(folder, nodes, host or [], port)
+    for device in deployment.devices():
+        typer.echo(f"{device.name}: edit {folder / 'nodes' / device.name / 'node.toml'}, put its data beside it")
+    typer.echo(f"next: fedfusion deploy up --dir {folder}")
+
+
+@app.command()
+def up(
+    folder: Dir = Path("deploy"),
+    nodes: Annotated[
+        int | None, typer.Option(help="How many of the devices run on this machine; 0 is the server alone, else all.")
+    ] = None,
+    plain: Annotated[bool, typer.Option("--plain", help="Processes, even where there is Docker.")] = False,
+) -> None:
+    """Start the SuperLink and devices, in Docker where there is one, and wait until they are online."""
+    from fedfusion.deploy import docker
+    from fedfusion.deploy.folder import Deployment
+    from fedfusion.deploy.up import up
+
+    deployment = Deployment.at(folder)
+    if not plain and docker.available():
+        docker.up(deployment, nodes, typer.echo)
+        return
+    up(deployment, nodes, typer.echo)
+    typer.echo(f"logs       {folder / 'logs'}\nnext       fedfusion deploy run --dir {folder}")
+
+
+@app.command()
+def node(
+    folder: Annotated[Path, typer.Argument(help="The device's folder, nodes/node-K of the deployment.")],
+    superlink: Annotated[str, typer.Option(help="HOST:PORT of the SuperLink.")],
+    port: Annotated[int, typer.Option(help="Of the SuperNode, on the device itself.")] = 9094,
+) -> None:
+    """Run one device, on the device itself, until this process is ended: its folder is all that it needs."""
+    from fedfusion.deploy.node import serve
+
+    serve(folder, superlink, port, typer.echo)
+
+
+@app.command()
+def status(
+    folder: Dir = Path("deploy"), as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False
+) -> None:
+    """Show SuperLink, certificate, devices and runs; the exit code is 1 where the SuperLink is not there."""
+    from fedfusion.deploy.folder import Deployment
+    from fedfusion.deploy.status import examine, show
+
+    facts = examine(Deployment.at(folder))
+    typer.echo(json.dumps(facts) if as_json else "\n".join(show(facts)))
+    if not facts["superlink"]["healthy"]:
+        raise SystemExit(1)
+
+
+@app.command()
+def down(folder: Dir = Path("deploy")) -> None:
+    """Stop runs, devices and the SuperLink, and everything they have started."""
+    from fedfusion.deploy import docker
+    from fedfusion.deploy.folder import Deployment
+    from fedfusion.deploy.up import down
+
+    deployment = Deployment.at(folder)
+    down(deployment, typer.echo)
+    if docker.down(deployment):
+        typer.echo("containers removed")
+
+
+def on_devices(overrides: list[str], folder: Path, resumed: bool) -> list[str]:
+    """The overrides of a run on devices: nothing is simulated but what the user asks for."""
+    given = {override.partition("=")[0] for override in overrides}
+    chosen = {"federation": ["federation=devices", f"federation.home={_quoted(folder.resolve())}"]}
+    if not resumed:
+        chosen |= {"attack": ["attack=none"], "channel": ["channel=ideal"]}
+    return [text for group, texts in chosen.items() if group not in given for text in texts] + overrides
+
+
+def _quoted(path: Path) -> str:
+    """A path as Hydra reads it."""
+    return str(path) if re.fullmatch(r"[\w./-]+", str(path)) else f"'{path}'"

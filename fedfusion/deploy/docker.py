@@ -1,0 +1,88 @@
+"""A deployment in containers, where there is a Docker engine with the compose plugin."""
+
+import datetime
+import importlib.metadata
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+from fedfusion.deploy import members
+from fedfusion.deploy.certificates import check_certificates
+from fedfusion.deploy.compose import render
+from fedfusion.deploy.folder import Deployment
+from fedfusion.deploy.up import chosen, wait_online, wait_server
+from fedfusion.types import FedfusionError
+
+CHECKOUT = Path(__file__).parent.parent.parent
+
+
+def available() -> bool:
+    """Whether `docker compose` works here, and an engine answers."""
+    if shutil.which("docker") is None:
+        return False
+    return all(
+        subprocess.run(["docker", *arguments], capture_output=True).returncode == 0
+        for arguments in (["compose", "version"], ["info"])
+    )
+
+
+def up(deployment: Deployment, nodes: int | None, say: Callable[[str], None]) -> None:
+    """Write `compose.yaml` into the deployment folder, start its containers, and wait until the devices are online.
+
+    Run folders are written to `runs` in the present folder, under the same path in the containers.
+
+    Raises
+    ------
+    FedfusionError
+        If a certificate or setting is not in order, there is no image, or Docker fails.
+    """
+    devices = chosen(deployment, nodes)
+    check_certificates(deployment.home)
+    since = datetime.datetime.now(datetime.UTC)
+    runs = Path("runs").resolve()
+    runs.mkdir(exist_ok=True)
+    text = render(
+        len(devices),
+        port=deployment.port,
+        data=[device.settings()["data-path"] for device in devices],
+        runs=str(runs),
+        context=_context(),
+    )
+    (deployment.home / "compose.yaml").write_text(text)
+    deployment.write_connection()
+    _compose(deployment, "up", "--detach", "--wait", "superlink")
+    wait_server(deployment)
+    say(f"SuperLink  https://{deployment.address}")
+    members.register(deployment, deployment.devices())
+    _compose(deployment, "up", "--detach", "--wait")
+    wait_online(deployment, devices, since, say)
+
+
+def down(deployment: Deployment) -> bool:
+    """Remove the containers of a deployment, if it runs in any; say whether it did."""
+    if not (deployment.home / "compose.yaml").is_file() or not available():
+        return False
+    _compose(deployment, "down", "--remove-orphans")
+    (deployment.home / "compose.yaml").unlink()
+    return True
+
+
+def _context() -> str | None:
+    """The checkout to build the image from, where there is none yet."""
+    image = f"fedfusion:{importlib.metadata.version('fedfusion')}"
+    if subprocess.run(["docker", "image", "inspect", image], capture_output=True).returncode == 0:
+        return None
+    if (CHECKOUT / "docker" / "Dockerfile").is_file():
+        return str(CHECKOUT)
+    raise FedfusionError(f"Docker has no image {image} (build it in a checkout of fedfusion, or use --plain)")
+
+
+def _compose(deployment: Deployment, *arguments: str) -> None:
+    file = deployment.home / "compose.yaml"
+    command = ["docker", "compose", "--project-name", f"fedfusion-{deployment.port}", "--file", str(file), *arguments]
+    owner = {"FEDFUSION_UID": str(os.getuid()), "FEDFUSION_GID": str(os.getgid())}
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | owner)
+    if done.returncode:
+        raise FedfusionError(f"docker compose {arguments[0]} failed: {done.stderr.strip()}")
