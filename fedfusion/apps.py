@@ -82,7 +82,7 @@ def train(message: Message, context: Context) -> Message:
     facts, tensors = _content(message)
     own = {client: experiment.suite.tasks.index(experiment.suite.task_of(client)) for client in _ids(facts)}
     metrics: dict[str, Any] = {name: [] for name in ("num_examples", "train_loss", "accuracy", "loss")}
-    nothing = encode(np.zeros((0, model.layout.dim)), experiment.wire)
+    nothing = encode(np.zeros((0, model.layout.dim), np.float32), experiment.wire)
     arrays = dict(nothing)
     statistics: dict[str, np.ndarray] = {}
     failed: dict[int, str] = {}

@@ -14,7 +14,7 @@ from command import SMALL, TESTS
 
 from fedfusion.deploy.supervisor import members
 
-RUN = [*SMALL, "rounds=3", "client.cohort_size=1"]
+RUN = [*SMALL, "client.cohort_size=1"]
 FIELD = ["attack=none", "channel=ideal"]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(TESTS), "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
 PATIENCE_S = 900.0  # for a machine that others use, too
@@ -48,8 +48,11 @@ def process(home: Path, service: str, program: str) -> psutil.Process | None:
 
 def kill(home: Path, service: str, program: str) -> float:
     """Kill -9, and when."""
-    eventually(lambda: process(home, service, program), program).send_signal(signal.SIGKILL)
-    return time.monotonic()
+    found = eventually(lambda: process(home, service, program), program)
+    found.send_signal(signal.SIGKILL)
+    killed = time.monotonic()
+    found.wait(PATIENCE_S)
+    return killed
 
 
 class Run:

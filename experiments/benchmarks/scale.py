@@ -54,7 +54,7 @@ class OneTask:
 
 
 def exchange(num_clients: int, cohort_size: int, repetitions: int) -> dict[str, float]:
-    """Best seconds per round after a warm-up, and the peak memory of this process."""
+    """Best seconds of some rounds; the first is no warm-up and counts."""
     import ray
     import torch
 

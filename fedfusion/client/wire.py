@@ -12,14 +12,13 @@ BLOCK = 64  # values that share one scale
 def encode(vectors: np.ndarray, wire: Wire) -> dict[str, np.ndarray]:
     r"""Uploads `[k, d]` as the arrays of a message.
 
-    - `float32`: as they are.
+    - `float32`: as they are; the server drops those of another type.
     - `float16`: rounded; what exceeds 65,504 becomes infinite, and the server drops it.
     - `int8`: in blocks of 64 values :math:`q = \mathrm{round}(127 x / \max |x|)`, with a float32 scale for each block:
       8.5 bits per value, and an error of at most half a step, :math:`\max |x| / 254`. Blocks of zeros are exact.
 
     Rounding is to the nearest value and draws nothing, so that equal uploads are equal bytes.
     """
-    vectors = np.asarray(vectors, np.float32)
     if wire == "float32":
         return {"vectors": vectors}
     with np.errstate(all="ignore"):  # what is not finite stays so, and is judged by the server

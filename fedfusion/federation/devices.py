@@ -17,7 +17,6 @@ from fedfusion.federation.flower import app_folder, environment_of, follow, rais
 from fedfusion.federation.tls import reach
 from fedfusion.types import FedfusionError, RunFailed
 
-DIED = "the server app died"
 SILENT = "No heartbeat received from the task"  # what Flower says of a run whose server app died
 ASK_S = 10.0  # between two looks at the state of a run: each is a process of Flower's
 PATIENCE_S = 300.0  # how long a SuperLink may be away
@@ -72,14 +71,14 @@ class Devices:
         assert isinstance(sent, DictConfig)
         app = app_folder(run_dir / ".flower", to_json(sent))
         try:
-            for attempt in range(self.restarts + 1):
-                reason = self._attempt(app, run_dir, experiment.rounds)
+            for attempt in range(1, self.restarts + 2):
+                run = self._attempt(app, run_dir, experiment.rounds)
                 if results.is_file():
                     return
-                if reason != DIED or attempt == self.restarts:
+                if not run.died() or attempt > self.restarts:
                     break
-                print(f"{DIED}, and is started again ({attempt + 1} of federation.restarts={self.restarts})")
-            raise RunFailed(f"the run on the devices ended without a result: {reason}; {last_round(run_dir)}")
+                print(f"{run.reason()}; it is started again ({attempt} of federation.restarts={self.restarts})")
+            raise RunFailed(f"the run on the devices ended without a result: {run.reason()}; {last_round(run_dir)}")
         finally:
             shutil.rmtree(run_dir / ".flower", ignore_errors=True)
 
@@ -87,8 +86,8 @@ class Devices:
     def _flower(self) -> Path:
         return Path(self.home).resolve() / ".flower"
 
-    def _attempt(self, app: Path, run_dir: Path, rounds: int) -> str:
-        """Submit the run once and follow it to its end; if there are no results, the reason is what counts."""
+    def _attempt(self, app: Path, run_dir: Path, rounds: int) -> "Submitted":
+        """Submit the run once and follow it to its end."""
         environment = environment_of(self._flower)
         submitted = flwr(["run", str(app), CONNECTION, "--run-config", str(app.parent / "run.toml")], environment)
         run = Submitted(str(submitted["run-id"]), run_dir / "run.log", environment)
@@ -96,7 +95,7 @@ class Devices:
             follow(run_dir, rounds, run.ended)
         finally:
             run.close(stop=not (run_dir / "results.json").is_file())
-        return run.reason()
+        return run
 
 
 class Submitted:
@@ -145,13 +144,20 @@ class Submitted:
         self.stream.terminate()
         self.stream.wait()
 
+    def died(self) -> bool:
+        """Whether the server app ended of something else than an error of ours, which would only happen again.
+
+        Its process was killed, or the SuperLink went away while it was sending.
+        """
+        return self.state == "finished:failed" and not raised(self.log, self.since)
+
     def reason(self) -> str:
         """Why there are no results."""
         if errors := raised(self.log, self.since):
             return f"{errors[-1]} ({self.log})"
         if not self.state.startswith("finished"):
             return f"no SuperLink has answered for {PATIENCE_S:g} s"
-        return DIED if SILENT in self.details else f"{self.state} {self.details} ({self.log})"
+        return "the server app died" if SILENT in self.details else f"{self.state}, {self.details} ({self.log})"
 
     def _streamed(self) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as file:

@@ -29,6 +29,7 @@ SWITCHES = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "RAY_ADDRESS": "local",  # or a simulation joins whatever Ray runs on the machine
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
@@ -105,8 +106,9 @@ class Flower:
         environment = environment_of(home)
         superlink = self._superlink(home, environment)
         try:
+            nodes = experiment.suite.num_clients if experiment.server.stock else self.actors
             size = (
-                f"num-supernodes={self.actors} client-resources-num-cpus=1 "
+                f"num-supernodes={nodes} client-resources-num-cpus=1 "
                 f"client-resources-num-gpus=0.0 init-args-num-cpus={self.actors}"
             )
             command = [tool("flwr"), "run", str(app), "ours", "--stream"]

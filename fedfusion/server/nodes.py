@@ -180,7 +180,6 @@ class Nodes:
         last, pause, answered = time.monotonic(), PAUSES_S[0], 0
         progress(0, total)
         while time.monotonic() - last < timeout + GRACE_S:
-            waiting = {key: message for key, message in waiting.items() if _alive(message)}
             waiting |= self._send(grid, [*absent.back(grid), *islice(unsent, IN_FLIGHT - len(waiting))])
             if not waiting and not absent.messages:
                 break
@@ -198,6 +197,7 @@ class Nodes:
                 last, pause = time.monotonic(), PAUSES_S[0]
                 progress(answered, total)
             else:
+                waiting = {key: message for key, message in waiting.items() if _alive(message)}
                 time.sleep(pause)
                 pause = min(2 * pause, PAUSES_S[1])
 

@@ -250,14 +250,16 @@ class RoundStrategy(Strategy):
     def _couple(self, updates: Updates, server_round: int) -> "Coupled":
         """What clients start from next, after `updates`."""
         state = self.state
-        adapters, examples = state.adapters.clone(), state.examples.clone()
+        adapters, examples = updates.start + updates.vectors, state.examples.clone()
         heard = torch.tensor(updates.clients, dtype=torch.long)
-        adapters[heard] = updates.start + updates.vectors
+        if len(heard) < len(state.adapters):
+            adapters = state.adapters.index_copy(0, heard, adapters)
         examples[heard] = torch.tensor(updates.num_examples, dtype=torch.long)
         weights = examples[heard].double()
         rng = self._rng("coupling", server_round)
         coupled, report = self.experiment.coupling(adapters, heard, weights / weights.sum(), self.clients, rng)
-        moved, moments = (coupled != state.adapters).any(1), state.moments
+        moved = torch.tensor([not torch.equal(*rows) for rows in zip(coupled, state.adapters, strict=True)])
+        moments = state.moments
         if self.experiment.server_optimizer.num_moments:  # else the step is the change
             step, moments = self.experiment.server_optimizer(coupled - state.adapters, state.moments)
             step[~moved], moments[:, ~moved] = 0.0, state.moments[:, ~moved]  # nobody drifts on momentum alone
@@ -483,7 +485,7 @@ class RoundStrategy(Strategy):
         control = repair(base, self._repair({}, 0))
         n = self.suite.num_clients
         reference = {"base": self.evaluator(base), "control": self.evaluator(control)}
-        adapters = self.model.initial.repeat(n, 1)
+        adapters = self.model.initial.expand(n, -1)  # one row in memory until they differ
         moments = torch.zeros(self.experiment.server_optimizer.num_moments, n, self.layout.dim)
         merged = base if self.experiment.coupling.into_base else torch.zeros(0)
         uploads = torch.zeros(n, self.layout.dim) if self.experiment.attack.remembers else torch.zeros(0)

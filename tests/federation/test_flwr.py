@@ -18,7 +18,7 @@ from fedfusion.federation.flower import SWITCHES
 
 ROOT = Path(__file__).parents[2]
 LIMIT_B = 10 * 2**20  # of a bundle
-PORTS = {"FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": "43301", "FLWR_LOCAL_CONTROL_API_PORT": "43302"}
+PORTS = {"FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": "43301", "FLWR_LOCAL_CONTROL_API_PORT": "43302", "RAY_ADDRESS": "local"}
 
 
 def environment(home, **more):

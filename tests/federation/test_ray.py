@@ -213,6 +213,7 @@ def test_a_deadline_counts_from_when_the_actor_gets_to_the_message(grid):
     assert len(done(grid.send_and_receive([message(sleep=1.2) for _ in range(6)]))) == 6
 
 
+@pytest.mark.slow
 def test_what_waits_behind_a_client_that_hangs_is_taken_over(grid):
     grid.deadline_s = 6.0
     grid.durations["train"] = deque([0.1])
@@ -227,6 +228,7 @@ def test_what_waits_behind_a_client_that_hangs_is_taken_over(grid):
     assert len(done(grid.send_and_receive([message(sleep=1) for _ in range(4)]))) == 4
 
 
+@pytest.mark.slow
 def test_an_actor_that_dies_costs_only_the_message_it_died_of(grid, caplog, tmp_path):
     revived = message(once=str(tmp_path / "died"), die=True)
     sent = [message(2, die=True), revived, *(message() for _ in range(6))]
@@ -285,6 +287,7 @@ def test_after_an_answer_the_next_pause_is_short_again(grid, tmp_path):
 
 
 def test_messages_that_expire_are_neither_handled_nor_answered(grid, tmp_path):
+    grid.durations["train"] = deque([0.1])  # so that each actor is given two
     busy = [message(sleep=2, ttl=1.0), message(sleep=2, ttl=1.0)]
     late = [message(once=str(tmp_path / f"late{i}"), ttl=0.5) for i in range(3)]
     assert grid.send_and_receive([*busy, *late]) == []
@@ -294,6 +297,14 @@ def test_messages_that_expire_are_neither_handled_nor_answered(grid, tmp_path):
     assert not any(seat.failures for seat in seats) and not grid.waiting and not grid.copies and not grid.answers
 
 
+def test_pulling_ends_when_a_message_expires(grid):
+    ids = list(grid.push_messages([message(sleep=4), message(sleep=4), message(ttl=0.5)]))
+    assert grid.pull_messages(ids) == []
+    got = [*grid.pull_messages(ids[:2])]
+    assert len(done(got)) >= 1
+
+
+@pytest.mark.slow
 def test_an_actor_past_the_deadline_is_replaced_though_its_message_has_expired(grid):
     grid.deadline_s = 2.0
     pids = {answer["pid"] for answer in done(grid.send_and_receive([message(sleep=0.2), message(sleep=0.2)]))}
@@ -311,6 +322,7 @@ def test_inline_honours_the_time_to_live(tmp_path):
     assert not (tmp_path / "late").exists() and not grid.waiting
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("speculate", [0.9, None])
 def test_a_straggler_runs_a_second_time_where_that_is_wanted(grid, speculate, caplog, tmp_path):
     caplog.set_level(logging.INFO)
@@ -335,6 +347,7 @@ def free(usual):
     end(usual)
 
 
+@pytest.mark.slow
 def test_the_run_goes_on_with_the_actors_that_find_a_place(free, monkeypatch, caplog):
     monkeypatch.setattr(actors, "PATIENCE_S", 1.0)
     grid = RayGrid(APP, 1, 60.0, Ray(resources={"edge": 1}))

@@ -383,7 +383,7 @@ def test_a_client_that_answers_with_the_record_it_was_sent_is_not_mixed_up_with_
     class Echo(InlineGrid):
         def _handle(self, message):
             message.content["metrics"] = MetricRecord({"num-examples": 1})
-            return Message(message.content, reply_to=message)
+            return [Message(message.content, reply_to=message)]
 
     @dataclass(frozen=True)
     class Shift(Ideal):
