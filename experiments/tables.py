@@ -37,6 +37,24 @@ def overhead(results: dict) -> str:
     return "\n".join(rows)
 
 
+def scale(results: dict) -> str:
+    """Rounds of very many clients on Ray."""
+    rows = ["| | s per round | peak of the server's process | limit |", "|---|---:|---:|---:|"]
+    for name, row in results.items():
+        rows.append(f"| {name} | {row['seconds']:.1f} | {row['peak_mb']:,} MB | {row['limit_mb']:,} MB |")
+    return "\n".join(rows)
+
+
+def faults(rows: list) -> str:
+    """What is lost when something breaks."""
+    lines = ["| fault | what is lost | recovered in | test |", "|---|---|---:|---|"]
+    for row in rows:
+        seconds = f"{row['recovered_s']} s" if "recovered_s" in row else ""
+        name = textwrap.shorten(row["test"].partition("::")[2].removeprefix("test_").replace("_", " "), 60)
+        lines.append(f"| {row['fault']} | {row['lost']} | {seconds} | `{row['test'].partition('::')[0]}`: {name} |")
+    return "\n".join(lines)
+
+
 def knobs(results: dict) -> str:
     stages = {"fused_received": "fused received", "realigned": "realigned", "control": "control"}
     rows = ["| changed | " + " | ".join(stages.values()) + " |", "|---|" + "---:|" * len(stages)]
@@ -410,6 +428,8 @@ TABLES = {
     "experiments/quickstart/results.json": quickstart,
     "experiments/quickstart/knobs.json": knobs,
     "experiments/benchmarks/overhead.json": overhead,
+    "experiments/benchmarks/scale.json": scale,
+    "experiments/faults/faults.json": faults,
     "experiments/digits8/coefficient.json": coefficient,
 }
 

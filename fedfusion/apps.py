@@ -7,7 +7,7 @@ every message. Clients read nothing else, so a laptop, a Ray cluster and a devic
 import json
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from logging import ERROR, INFO
 from pathlib import Path
@@ -78,6 +78,7 @@ def train(message: Message, context: Context) -> Message:
     """Train the clients named in the message together; if it cannot be done, the server asks for each by itself."""
     experiment, model = _workplace(*_given(message, context))
     if (client := stock.asked(message, context)) is not None:
+        _permitted(context, experiment, [client])
         return stock.train(message, context, experiment, model, client, _data(experiment, client))
     facts, tensors = _content(message)
     own = {client: experiment.suite.tasks.index(experiment.suite.task_of(client)) for client in _ids(facts)}
@@ -87,8 +88,7 @@ def train(message: Message, context: Context) -> Message:
     statistics: dict[str, np.ndarray] = {}
     failed: dict[int, str] = {}
     try:
-        if device := Device.of(context.node_config):
-            device.takes(map(experiment.suite.task_of, _ids(facts)))
+        _permitted(context, experiment, _ids(facts))
         if "merged" in tensors:
             model.bake(tensors["merged"], _fused_model(int(str(facts["rank"])), *_given(message, context)).layout)
         jobs = [
@@ -152,8 +152,10 @@ def measure(message: Message, context: Context) -> Message:
     """Measure the personal adapter of each client named in the message, and the shared one, on its own test data."""
     experiment, model = _workplace(*_given(message, context))
     if (client := stock.asked(message, context)) is not None:
+        _permitted(context, experiment, [client])
         return stock.measure(message, experiment, model, client)
     facts, tensors = _content(message)
+    _permitted(context, experiment, _ids(facts))
     fused = _fused_model(int(str(facts["rank"])), *_given(message, context))
     if "merged" in tensors:
         model.bake(tensors["merged"], fused.layout)
@@ -198,6 +200,12 @@ def _fused_model(rank: int, experiment_json: str, device: Device | None) -> Lora
     """The same base with an adapter of the fused rank."""
     experiment, _ = _workplace(experiment_json, device)
     return LoraModel(experiment.model, experiment.seed, rank, experiment.client.engine)
+
+
+def _permitted(context: Context, experiment: Experiment, clients: Iterable[int]) -> None:
+    """Refuse clients of tasks that the owner of the device has not agreed to."""
+    if device := Device.of(context.node_config):
+        device.takes(map(experiment.suite.task_of, clients))
 
 
 def _head(experiment: Experiment, model: LoraModel, tensors: Mapping[str, torch.Tensor], client: int) -> Head:

@@ -77,6 +77,10 @@ class Terminal:
             self.bar = self.progress.add_task("starting", total=None)
             self.progress.start()
 
+    def warn(self, sentence: str) -> None:
+        """Say what a person should know before it begins."""
+        self.console.print(sentence, markup=False)
+
     def exchanged(self, server_round: int, done: int, total: int) -> None:
         """Move the bar; without a terminal, one line when a round begins."""
         if self.progress is not None:

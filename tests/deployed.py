@@ -51,7 +51,7 @@ def kill(home: Path, service: str, program: str) -> float:
     found = eventually(lambda: process(home, service, program), program)
     found.send_signal(signal.SIGKILL)
     killed = time.monotonic()
-    found.wait(PATIENCE_S)
+    eventually(lambda: process(home, service, program) != found, f"the end of {program}")
     return killed
 
 

@@ -79,7 +79,7 @@ class Device:
         )
 
     def admit(self, experiment_json: str) -> str:
-        """The configuration as this device runs it: its own data folder, and no run folder.
+        """The configuration as this device runs it: its own data folder, no run folder, and nothing simulated.
 
         Raises
         ------
@@ -87,7 +87,7 @@ class Device:
             If it names a callable or a path that the device does not allow, remote code, or more steps.
         """
         cfg = json.loads(experiment_json)
-        cfg["run_dir"], cfg["min_clients"] = None, 1
+        cfg |= {"run_dir": None, "min_clients": 1, "federation": {"_target_": "fedfusion.federation.Devices"}}
         if "root" in cfg["suite"]:
             cfg["suite"] |= {"root": self.data_path, "tasks": self.held(cfg["suite"]["tasks"], own_rows=True)}
         cfg["model"]["path"] = self._model(cfg["model"]["path"])
@@ -193,11 +193,16 @@ class OwnRows:
 
     def train(self, client: int, seed: int) -> Samples:
         """All training rows of the client's task."""
-        return self.here.everything(self.task_of(client))
+        return self.here.everything(self._held(self.task_of(client)))
 
     def test(self, task: str) -> Samples:
         """The test rows of a task."""
-        return self.here.test(task)
+        return self.here.test(self._held(task))
+
+    def _held(self, task: str) -> str:
+        if task not in self.here.tasks:
+            raise FedfusionError(f"this device holds rows of {', '.join(self.here.tasks)}, not of {task}")
+        return task
 
 
 def facts(suite: TaskSuite, model: LoraModel) -> dict[str, str]:

@@ -34,7 +34,7 @@ def protected(
     A mod sees a message with the client's start adapter as one `ArrayRecord`, and a reply with the trained one and one
     `MetricRecord`: what Flower's mods for differential privacy ask for. What leaves the first of them, less the start,
     is the upload. Factors that the client does not train, or that are beyond its own rank, stay as they are. The number
-    of examples and the mean training loss are sent as they are.
+    of examples, the training loss, and accuracy and loss on the client's test data are sent as they are.
 
     Flower draws noise from numpy's global generator, which is given back as it was. In simulation it is seeded for each
     client by its name. A server that knows the seed of the run could take such noise away again, so that on a device it
@@ -48,8 +48,8 @@ def protected(
     Returns
     -------
     trained, metrics
-        The same with other updates, and `privacy_nmse`: the power of the change relative to that of the update.
-        Without mods nothing changes, and there is no figure.
+        The same with other updates, and `privacy_nmse`: the power of the change relative to that of the update. It
+        tells something of the update, and no device sends it. Without mods nothing changes, and there is no figure.
 
     Raises
     ------
@@ -90,7 +90,7 @@ def protected(
             update = restrict(model.layout, update[None], torch.tensor([ranks[job.client % len(ranks)]]))[0]
         results.append(replace(result, update=update))
         changed += fidelity(result.update[None], update[None])["nmse"]
-    return results, {"privacy_nmse": changed}
+    return results, {"privacy_nmse": changed} if experiment.federation.simulated else {}
 
 
 def _record(model: LoraModel, names: Sequence[str], adapter: torch.Tensor) -> ArrayRecord:

@@ -12,9 +12,9 @@ from fedfusion.types import FedfusionError
 
 
 def states(deployment: Deployment) -> dict[str, dict[str, Any]]:
-    """What the SuperLink says of each of its nodes, by id: `status`, `online-at`, and more."""
+    """What the SuperLink says of each node whose key it accepts, by id: `status`, `online-at`, and more."""
     answer = flwr(["supernode", "list", CONNECTION], environment_of(deployment.flower))
-    return {node["node-id"]: node for node in answer["nodes"]}
+    return {node["node-id"]: node for node in answer["nodes"] if node["status"] != "unregistered"}
 
 
 def runs(deployment: Deployment) -> list[dict[str, Any]]:

@@ -7,11 +7,9 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from logging import WARNING
 from pathlib import Path
 from typing import Any
 
-from flwr.common import log
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -62,6 +60,7 @@ class Checkpoints:
 
     def __init__(self, run_dir: Path) -> None:
         self.folder = run_dir / "checkpoints"
+        self.damaged: list[str] = []  # what the last load passed over, and why
 
     def save(self, server_round: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Path:
         """Write one round under a temporary name, flush it, rename it, and drop the rounds before the last two.
@@ -105,19 +104,18 @@ class Checkpoints:
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Tensors and facts of the last round that was finished, if any.
 
-        A round whose files are not what was written is passed over with a warning, and the one before it is used.
+        A round whose files are not what was written is passed over, and the one before it is used.
 
         Raises
         ------
         FedfusionError
             If there are rounds, and none of them is intact.
         """
-        damaged: list[str] = []
+        damaged = self.damaged = []
         for folder in reversed(self.rounds()):
             if not (damage := _damage(folder)):
                 return load_file(folder / FILES[0]), json.loads((folder / FILES[1]).read_text())
             damaged.append(f"{folder}: {damage}")
-            log(WARNING, "damaged checkpoint %s (the round before it is used)", damaged[-1])
         if damaged:
             raise FedfusionError(
                 f"no checkpoint is intact: {'; '.join(damaged)} (restore one from a copy, or start a new run; to begin "

@@ -25,6 +25,7 @@ from fedfusion.validation import first_line
 
 STAGES = ("guard", "coupling", "server_optimizer", "preaggregator", "aggregator", "fusion", "realign")
 KEYS = {"arrayrecord_key": "arrays", "configrecord_key": "config", "weighted_by_key": "num-examples"}
+MINIMA = ("min_available_nodes", "min_train_nodes", "min_evaluate_nodes")
 TREES = (FedXgbBagging, FedXgbCyclic)
 CLIPPED_THERE = (DifferentialPrivacyClientSideFixedClipping, DifferentialPrivacyClientSideAdaptiveClipping)
 
@@ -90,6 +91,13 @@ def _refused(strategy: Strategy, experiment: Experiment) -> list[str]:
         f"+server.strategy.{key}={getattr(innermost, key)}: clients know '{fixed}' alone (leave it out)"
         for key, fixed in KEYS.items()
         if getattr(innermost, key, fixed) != fixed
+    ]
+    there = experiment.suite.num_clients
+    wrong += [
+        f"+server.strategy.{key}={wanted}: it would wait for ever for more than the {there} clients there are (set it "
+        f"to at most {there}, or raise suite.clients_per_task)"
+        for key in MINIMA
+        if (wanted := getattr(innermost, key, 0)) > there
     ]
     if isinstance(innermost, TREES):
         wrong.append(f"server.strategy={name} adds up trees, and clients train adapters (choose another strategy)")

@@ -90,14 +90,17 @@ def _serve(grid: Grid, experiment: Experiment, experiment_json: str, run_dir: Pa
     fused_model = LoraModel(experiment.model, experiment.seed, rank, experiment.client.engine)
     if experiment.coupling.into_base:  # nothing yet, but an adapter that cannot be added is refused here
         client_model.bake(fused_model.initial, fused_model.layout)
+    terminal = Terminal()
     strategy = RoundStrategy(
         experiment=experiment,
         experiment_json=experiment_json,
         model=client_model,
         evaluator=Evaluator(experiment.suite, fused_model, experiment.seed, experiment.head),
-        trackers=(Jsonl(run_dir / "metrics.jsonl"), Terminal()),
+        trackers=(Jsonl(run_dir / "metrics.jsonl"), terminal),
         checkpoints=Checkpoints(run_dir),
     )
+    for damage in strategy.checkpoints.damaged:
+        terminal.warn(f"damaged checkpoint {damage} (the round before it is used)")
     strategy.start(grid, ArrayRecord(), num_rounds=experiment.rounds, timeout=experiment.deadline_s)
     with strategy.checkpoints.writing(run_dir / "adapter"), folders(run_dir) as folder:
         _save_adapters(folder, strategy, client_model)

@@ -54,7 +54,7 @@ def test_rules_that_make_no_sense_are_refused(node, said, tmp_path):
 
 def test_what_ships_is_admitted_and_run_as_it_is(text, tmp_path):
     admitted = json.loads(Device(str(tmp_path), max_steps=25).admit(text))
-    assert admitted["run_dir"] is None
+    assert admitted["run_dir"] is None and not build(json.dumps(admitted)).federation.simulated
     assert build(json.dumps(admitted)).client == build(text).client
 
 
@@ -129,6 +129,10 @@ def test_a_suite_of_files_is_read_from_the_devices_own_folder_and_counted_as_the
     suite = device.place(build(device.admit(text)), ["one", "two", "three"]).suite
     assert isinstance(suite, OwnRows) and suite.num_clients == 3 and suite.task_of(1) == "two"
     assert len(suite.train(1, 0)) == 12 and len(suite.test("two")) == 4 and suite.num_classes("two") == 2
+    with pytest.raises(FedfusionError, match="this device holds rows of two, not of one"):
+        suite.train(0, 0)
+    with pytest.raises(FedfusionError, match="this device holds rows of two, not of three"):
+        suite.test("three")
     with pytest.raises(FedfusionError, match="holds elsewhere, and none of the tasks of the run: one, two, three"):
         Device(str(rows(tmp_path / "third", "elsewhere"))).admit(text)
 
@@ -205,6 +209,9 @@ def test_a_device_trains_only_for_the_tasks_it_takes_part_in(text, tmp_path):
     reply = client_app(message, context)
     reasons = list(reply.content.config_records["config"]["reasons"])
     assert reasons == ["FedfusionError: this device takes part in flipped-size, not in upright-digit"]
+    message.metadata.__dict__["_message_type"] = "evaluate"
+    with pytest.raises(FedfusionError, match="takes part in flipped-size, not in upright-digit"):
+        client_app(message, context)
 
 
 @pytest.mark.slow

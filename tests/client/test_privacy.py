@@ -109,7 +109,9 @@ def test_the_same_name_draws_the_same_noise_and_nobody_else_is_disturbed(experim
 
 def test_on_a_device_the_server_cannot_know_the_noise(experiment, model):
     outside = replace(experiment, federation=Devices())
-    drawn = [pass_through(outside, model, [NOISE], 3)[1][0] for _ in range(2)]
+    (_, (first,), told), (_, (second,), _) = (pass_through(outside, model, [NOISE], 3) for _ in range(2))
+    drawn = first, second
+    assert told == {}  # the power of the noise and of the update together would tell of the update
     assert float((drawn[0] - drawn[1]).std()) == pytest.approx(math.sqrt(2) * SIGMA, rel=0.02)
 
 

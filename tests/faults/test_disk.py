@@ -10,6 +10,7 @@ import time
 
 import pytest
 from command import SMALL, TESTS, fedfusion, results
+from recovery import told
 
 pytestmark = pytest.mark.slow
 FOUR = [*SMALL, "rounds=4"]
@@ -63,7 +64,9 @@ def equal(folder, other):
     assert (folder / "metrics.jsonl").read_text() == (other / "metrics.jsonl").read_text()
 
 
-def test_a_disk_that_fills_up_in_the_middle_ends_the_run_and_room_lets_it_go_on(undisturbed, small_disk):
+def test_a_disk_that_fills_up_in_the_middle_ends_the_run_and_room_lets_it_go_on(
+    undisturbed, small_disk, record_property
+):
     folder, ballast = small_disk / "run", small_disk / "ballast"
     process = start(folder)
     wait_for(process, (folder / "checkpoints" / "round-0001").exists)
@@ -79,6 +82,7 @@ def test_a_disk_that_fills_up_in_the_middle_ends_the_run_and_room_lets_it_go_on(
     ballast.unlink()
     fedfusion("run", "--resume", str(folder), check=True)
     equal(folder, undisturbed)
+    told(record_property, "the disk is full", "nothing; the run ends and names `--resume`")
 
 
 def test_a_disk_that_is_full_at_the_end_keeps_the_adapter_of_the_earlier_run(undisturbed, small_disk, tmp_path):
@@ -116,7 +120,7 @@ def test_a_run_folder_that_may_not_grow_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("harm", ["truncated", "tampered", "missing"])
-def test_killed_while_writing_and_then_tampered_with(harm, undisturbed, tmp_path):
+def test_killed_while_writing_and_then_tampered_with(harm, undisturbed, tmp_path, record_property):
     folder = tmp_path / "run"
     process = start(folder)
     wait_for(process, (folder / "checkpoints" / "round-0002").exists)
@@ -135,8 +139,9 @@ def test_killed_while_writing_and_then_tampered_with(harm, undisturbed, tmp_path
             file.write(b"evil")
     done = fedfusion("run", "--resume", str(folder), check=True)
     assert f"continuing after round {int(last.name[-4:]) - 1}" in done.stdout
-    assert f"damaged checkpoint {last}: state.safetensors" in (folder / "run.log").read_text()
+    assert f"damaged checkpoint {last}: state.safetensors" in done.stdout
     equal(folder, undisturbed)
+    told(record_property, f"killed while it writes, and a checkpoint is {harm}", "one round, computed again")
     assert not list(folder.rglob(".*.tmp"))
 
 

@@ -10,6 +10,7 @@ import psutil
 import pytest
 from command import SMALL, TESTS, fedfusion, results
 from raycluster import two_nodes
+from recovery import recovered, told
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning")]
 RUN = [*SMALL, "client._target_=faulty.Faulty", "client.cohort_size=1"]
@@ -47,26 +48,30 @@ def ended(tmp_path, process):
     return results(tmp_path / "run")["metrics"], (tmp_path / "run" / "run.log").read_text()
 
 
-def test_an_actor_killed_while_it_trains_changes_nothing(undisturbed, tmp_path):
+def test_an_actor_killed_while_it_trains_changes_nothing(undisturbed, tmp_path, record_property):
     process = start(tmp_path, {1: "stall once"})
     os.kill(pid_of(tmp_path, 1, process), signal.SIGKILL)
+    killed = time.time()
     metrics, log = ended(tmp_path, process)
     assert metrics == undisturbed and log.count("another starts in 1 s") == 1
+    recovered(record_property, tmp_path / "run", killed, "a Ray actor is killed while it trains")
 
 
-def test_a_node_killed_while_it_trains_changes_nothing(undisturbed, tmp_path):
+def test_a_node_killed_while_it_trains_changes_nothing(undisturbed, tmp_path, record_property):
     with two_nodes() as (address, second):
         process = start(tmp_path, {0: "stall once", 1: "stall once"}, f"federation.address={address}")
         pids = {pid_of(tmp_path, client, process) for client in (0, 1)}
         theirs = psutil.Process(second.pid).children(recursive=True)
         assert len(pids & {child.pid for child in theirs}) == 1  # one trains on each node
         next(child for child in theirs if child.name() == "raylet").kill()
+        killed = time.time()
         (tmp_path / "marker-go").touch()
         metrics, log = ended(tmp_path, process)
     assert metrics == undisturbed and "another starts in 1 s" in log
+    recovered(record_property, tmp_path / "run", killed, "a node of a Ray cluster is killed")
 
 
-def test_a_client_that_hangs_is_dropped_at_its_deadline_as_inline(tmp_path):
+def test_a_client_that_hangs_is_dropped_at_its_deadline_as_inline(tmp_path, record_property):
     faults = ["+client.faults={2:hang}", "deadline_s=15", "min_clients=2"]
     fedfusion("run", *RUN, *faults, f"run_dir={tmp_path / 'inline'}", check=True)
     process = start(tmp_path, {2: "hang"}, *faults[1:])
@@ -75,10 +80,12 @@ def test_a_client_that_hangs_is_dropped_at_its_deadline_as_inline(tmp_path):
     for record in metrics["rounds"]:
         assert record["dropped"] == {"2": "did not answer within 15 s"} and record["believed"] == 3
     assert log.count("did not answer within 15 s; another starts in 0 s") == 2
+    told(record_property, "a client hangs, in every round", "its uploads, at `deadline_s`")
 
 
-def test_a_straggler_is_overtaken_where_that_is_wanted(undisturbed, tmp_path):
+def test_a_straggler_is_overtaken_where_that_is_wanted(undisturbed, tmp_path, record_property):
     process = start(tmp_path, {3: "stall once"}, "federation.speculate=0.9")
     metrics, log = ended(tmp_path, process)
     assert metrics == undisturbed and "(1 such messages so far)" in log
     assert "another starts" not in log and not (tmp_path / "marker-go").exists()
+    told(record_property, "a client hangs once, and `federation.speculate=0.9`", "nothing")

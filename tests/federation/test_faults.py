@@ -24,7 +24,8 @@ REVIVED = {1: "die once"}  # tried once more on another actor, and believed
 def test_clients_that_misbehave_are_dropped_counted_and_named(federation, faults, revived, tmp_path):
     folder = tmp_path / "run"
     kinds = {client: kind for client, (kind, _) in faults.items()} | revived
-    chosen = [f"federation={federation}", "deadline_s=20", f"run_dir={folder}", f"+client.marker={tmp_path / 'died'}"]
+    chosen = [f"federation={federation}", f"run_dir={folder}", f"+client.marker={tmp_path / 'died'}"]
+    chosen.append(f"deadline_s={20 if federation == 'ray' else 10}")
     chosen.append(f"+client.faults={{{','.join(f'{client}:{kind}' for client, kind in kinds.items())}}}")
     done = fedfusion("run", *MANY, *chosen, check=True)
     last = results(folder)["metrics"]["rounds"][-1]

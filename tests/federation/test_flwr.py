@@ -107,6 +107,7 @@ def test_the_apps_run_from_the_bundle_with_the_data_of_the_installed_package(unp
     assert f"run folder: {tmp_path / 'run'}" in done.stderr + done.stdout
 
 
+@pytest.mark.slow
 def test_without_the_installed_package_it_says_what_is_missing(unpacked, tmp_path):
     done = run_app(unpacked, tmp_path, tmp_path / "run", *SMALL)
     assert done.returncode == 1 and not (tmp_path / "run").exists()

@@ -42,9 +42,11 @@ def dense(layout, adapters):
     [
         ["fusion=tsv", "realign=distilled", "realign.steps=2"],
         ["fusion=knots", "realign=entropy", "realign.steps=2"],
-        ["fusion=adamerging", "fusion.steps=2", "suite.unlabelled=8"],
+        pytest.param(["fusion=adamerging", "fusion.steps=2", "suite.unlabelled=8"], marks=pytest.mark.slow),
         ["fusion=atlas", "fusion.steps=2", "fused_rank=4"],
-        ["fusion=laplace", "client.statistics=curvature", "fraction=0.5", "rounds=2"],
+        pytest.param(
+            ["fusion=laplace", "client.statistics=curvature", "fraction=0.5", "rounds=2"], marks=pytest.mark.slow
+        ),
         ["fusion=channel_aware", "channel=mimo", "channel.jammer.objective=barrage"],
     ],
 )
@@ -55,6 +57,7 @@ def test_every_kind_of_evidence_reaches_a_rule(overrides, tmp_path):
     assert (metrics["mean"]["realigned"] != metrics["mean"]["base"]) or metrics["tasks"]
 
 
+@pytest.mark.slow
 def test_a_device_that_knows_its_task_is_served(tmp_path):
     metrics = run(tmp_path, "fusion=byom", "fusion.rank=4", "rounds=1", "channel=ideal", "client.steps=10")
     for task, scores in metrics["tasks"].items():

@@ -179,6 +179,7 @@ def test_krum_of_flower_withstands_what_its_mean_does_not(tmp_path):
     assert attacked["attack"]["byzantine"] == attacked["rounds"][0]["byzantine"] == [2]
 
 
+@pytest.mark.slow
 def test_byzantine_clients_learn_from_what_they_poison(tmp_path):
     honest, poisoned = (run(tmp_path / attack, "FedAvg", f"attack={attack}", *f) for attack, f in (
         ("none", []), ("backdoor", ["attack.clients=[2]"])
@@ -204,6 +205,7 @@ def test_one_client_with_other_figures_does_not_end_the_run_of_all(figures, tmp_
     assert record["dropped"] == {"2": "sent other figures than accuracy, loss, num-examples, train_loss"}
 
 
+@pytest.mark.slow
 def test_a_round_of_which_nothing_arrives_keeps_the_model(tmp_path):
     metrics = run(tmp_path, "FedAvg", "attack=erasure", "attack.clients=[0,1,2,3]", "channel=awgn")
     (record,) = metrics["rounds"]
@@ -239,6 +241,7 @@ def test_over_the_air_there_is_one_sum_for_the_one_model(tmp_path):
         torch.testing.assert_close(entry, ideal[name], rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_what_is_never_sent_stays_as_it_was(tmp_path):
     run(tmp_path, "FedMedian", "payload=frozen_a", "model.freeze_a=true", "channel=awgn")
     model = LoraModel(build(resolve([])).model, seed=0)
@@ -367,6 +370,11 @@ def test_values_that_a_strategy_refuses_are_named():
         resolve(chosen("FedProx", "regularizer=proximal"))
 
 
+def test_a_strategy_that_would_wait_for_ever_is_refused():
+    with pytest.raises(FedfusionError, match="min_available_nodes=100: it would wait for ever for more than the"):
+        resolve(chosen("FedMedian", "+server.strategy.min_available_nodes=100"))
+
+
 def test_by_default_there_is_none():
     experiment = build(resolve(FEW))
     assert not experiment.server.stock
@@ -379,6 +387,7 @@ def test_too_few_nodes_are_refused(tmp_path, monkeypatch):
         run(tmp_path, "FedMedian", grid=InlineGrid(client_app, 3, 60.0))
 
 
+@pytest.mark.slow
 def test_it_waits_for_nodes_that_come_one_by_one(tmp_path):
     class Slow(InlineGrid):
         def get_node_ids(self):

@@ -71,8 +71,8 @@ def test_a_round_of_which_nothing_arrives_keeps_the_last_model(realign, kept, tm
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["channel=mimo", "channel.level=analog", "client.ranks=[2,4]"],
-        ["channel=packet", "channel.snr_db=25", "payload=product"],
+        pytest.param(["channel=mimo", "channel.level=analog", "client.ranks=[2,4]"], marks=pytest.mark.slow),
+        pytest.param(["channel=packet", "channel.snr_db=25", "payload=product"], marks=pytest.mark.slow),
         ["channel=aircomp", "method=ffa_lora", "fusion=task_arithmetic"],
         ["channel=cell", "channel.pilots=16", "channel.receiver.knowledge=sample", "channel.receiver.filter=sic"],
     ],
@@ -86,6 +86,7 @@ def test_every_kind_of_uplink_carries_a_run(overrides, tmp_path):
     assert uplink["fused"]["cosine"] > 0
 
 
+@pytest.mark.slow
 def test_what_is_not_sent_costs_no_air_time(tmp_path):
     times = {}
     for ranks in ("null", "[2]"):
@@ -94,6 +95,7 @@ def test_what_is_not_sent_costs_no_air_time(tmp_path):
     assert times["[2]"] < 0.6 * times["null"]
 
 
+@pytest.mark.slow
 def test_without_errors_the_product_is_what_the_factors_are(tmp_path):
     """Through the default guard, with ranks of their own, round after round: only the gauge of the factors differs."""
     seen = {}
@@ -142,7 +144,9 @@ def test_losing_or_distrusting_too_many_keeps_the_model_and_refusing_them_ends_t
         run(tmp_path / "refused", "channel=mimo", "guard=norm_clip", *refused)
 
 
-@pytest.mark.parametrize("coupling", ["stacking", "laplacian", "average"])
+@pytest.mark.parametrize(
+    "coupling", ["laplacian", *(pytest.param(name, marks=pytest.mark.slow) for name in ("stacking", "average"))]
+)
 def test_any_coupling_survives_a_lost_round(coupling, tmp_path):
     lost = run(tmp_path, "channel=mimo", "channel.deadline_s=1e-6", f"coupling={coupling}")
     assert [record["learnt"] for record in lost["rounds"]] == [False, False]
