@@ -6,6 +6,7 @@ every message. Clients read nothing else, so a laptop, a Ray cluster and a devic
 
 import json
 import logging
+import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
@@ -23,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from transformers.utils.logging import disable_progress_bar
 
 from fedfusion.client import stock
-from fedfusion.client.device import Device, OwnRows, compare
+from fedfusion.client.device import DEVICES, Device, OwnRows, compare
 from fedfusion.client.privacy import protected
 from fedfusion.client.train import Job, evaluate
 from fedfusion.client.wire import encode
@@ -47,7 +48,7 @@ def main(grid: Grid, context: Context) -> None:
         serve(grid, given)
         return
     try:
-        cfg, run_dir = _composed(str(context.run_config.get("overrides", "")).split())
+        cfg, run_dir = _composed(shlex.split(str(context.run_config.get("overrides", ""))))
         log(INFO, "run folder: %s", run_dir)
         serve(grid, to_json(cfg))
     except FedfusionError as error:
@@ -184,9 +185,9 @@ def _composed(overrides: Sequence[str]) -> tuple[DictConfig, Path]:
 def _workplace(experiment_json: str, device: Device | None) -> tuple[Experiment, LoraModel]:
     """The experiment, as far as the device allows it, and the base model with its adapter, warm between messages."""
     if device is None:
-        experiment = build(experiment_json)
-        if not experiment.federation.simulated:
+        if json.loads(experiment_json)["federation"]["_target_"] == DEVICES:
             raise FedfusionError('the configuration of this node names no data folder (add data-path="FOLDER" to it)')
+        experiment = build(experiment_json)
     else:
         device.limit_memory()
         experiment = build(device.admit(experiment_json))

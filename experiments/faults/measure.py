@@ -32,7 +32,9 @@ def told(case: ElementTree.Element) -> dict[str, str]:
     said = {str(p.get("name")): str(p.get("value")) for p in case.iter("property")}
     if "fault" not in said or any(case.find(kind) is not None for kind in ("failure", "error", "skipped")):
         return {}
-    return said | {"test": f"{str(case.get('classname')).rpartition('.')[2]}::{str(case.get('name')).partition('[')[0]}"}
+    return said | {
+        "test": f"{str(case.get('classname')).rpartition('.')[2]}::{str(case.get('name')).partition('[')[0]}"
+    }
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ from fedfusion.tasks.source import Folder
 from fedfusion.tasks.suite import Files
 from fedfusion.types import FedfusionError, Samples, TaskSuite
 
+DEVICES = "fedfusion.federation.Devices"
+LOCATIONS = ("path", "root", "model", "tokenizer", "processor")  # keys whose values may be relative paths
 SHIPPED = "shipped"  # in allowed-targets: whatever the options of this installation name
 
 
@@ -64,6 +66,11 @@ class Device:
         folder = Path(str(node_config["data-path"])).expanduser().resolve()
         if not folder.is_dir():
             raise FedfusionError(f"data-path={folder} in the node's configuration: there is no such folder")
+        if missing := [name for name in ("partition-id", "num-partitions") if name not in node_config]:
+            raise FedfusionError(
+                f"the node's configuration has a data-path but no {missing[0]} (say which device it is, and of how "
+                "many, as partition-id=0 num-partitions=2)"
+            )
         limits = {name: node_config.get(name) for name in ("max-steps", "max-memory-mb")}
         for name, limit in limits.items():
             if limit is not None and int(limit) < 1:
@@ -74,8 +81,8 @@ class Device:
             max_steps=limits["max-steps"] and int(limits["max-steps"]),
             max_memory_mb=limits["max-memory-mb"] and int(limits["max-memory-mb"]),
             allowed_targets=_names(node_config.get("allowed-targets")) or (SHIPPED,),
-            part=int(node_config.get("partition-id", 0)),
-            parts=int(node_config.get("num-partitions", 1)),
+            part=int(node_config["partition-id"]),
+            parts=int(node_config["num-partitions"]),
         )
 
     def admit(self, experiment_json: str) -> str:
@@ -84,25 +91,32 @@ class Device:
         Raises
         ------
         FedfusionError
-            If it names a callable or a path that the device does not allow, remote code, or more steps.
+            If it names a callable or a path that the device does not allow, or remote code.
         """
         cfg = json.loads(experiment_json)
-        cfg |= {"run_dir": None, "min_clients": 1, "federation": {"_target_": "fedfusion.federation.Devices"}}
+        cfg |= {"run_dir": None, "min_clients": 1, "federation": {"_target_": DEVICES}}
         if "root" in cfg["suite"]:
             cfg["suite"] |= {"root": self.data_path, "tasks": self.held(cfg["suite"]["tasks"], own_rows=True)}
         cfg["model"]["path"] = self._model(cfg["model"]["path"])
         wrong = [sentence for key, value in _leaves(cfg) if (sentence := self._refusal(key, value))]
-        steps, epochs = cfg["client"].get("steps", 0), cfg["client"].get("epochs")
-        if self.max_steps and (epochs is not None or steps > self.max_steps):
-            asked = f"client.epochs={epochs}" if epochs is not None else f"client.steps={steps}"
-            wrong.append(f"{asked}: this device does at most max-steps={self.max_steps} a round (lower client.steps)")
         if wrong:
-            raise FedfusionError("\n".join(wrong))
+            raise FedfusionError("; ".join(wrong))
         return json.dumps(cfg)
 
     def place(self, experiment: Experiment, tasks: Sequence[str]) -> Experiment:
-        """The experiment with the suite as this device knows it: the server's `tasks`, and the rows that are here."""
-        suite = experiment.suite
+        """The experiment with the suite as this device knows it: the server's `tasks`, and the rows that are here.
+
+        Raises
+        ------
+        FedfusionError
+            If it asks for more steps than the device allows.
+        """
+        suite, client = experiment.suite, experiment.client
+        if self.max_steps and (client.epochs is not None or client.steps > self.max_steps):
+            asked = f"client.steps={client.steps}" if client.epochs is None else f"client.epochs={client.epochs}"
+            raise FedfusionError(
+                f"{asked}: this device does at most max-steps={self.max_steps} a round (lower client.steps)"
+            )
         if not isinstance(suite, Files):
             return experiment
         return replace(experiment, suite=cast(TaskSuite, OwnRows(tuple(tasks), suite.clients_per_task, suite)))
@@ -151,7 +165,8 @@ class Device:
             return None
         if "${" in value:
             return f"{key}={value}: this device resolves nothing (send a resolved configuration)"
-        if re.match(r"[/~]|[A-Za-z]:[\\/]|\w+://", value) or ".." in Path(value).parts:
+        foreign = re.match(r"[/~]|[A-Za-z]:[\\/]|\w+://", value) or ".." in Path(value).parts
+        if foreign or (name in LOCATIONS and Path(value).exists()):
             if not Path(value).expanduser().resolve().is_relative_to(self.data_path):
                 return f"{key}={value}: outside this device's data folder (data-path={self.data_path})"
         return None
@@ -207,7 +222,8 @@ class OwnRows:
 
 def facts(suite: TaskSuite, model: LoraModel) -> dict[str, str]:
     """What server and device must have alike: version, base model, tasks and their classes."""
-    classes = {task: list(getattr(suite, "class_names", lambda _: ())(task)) for task in suite.tasks}
+    held = suite.here if isinstance(suite, OwnRows) else suite
+    classes = {task: list(getattr(held, "class_names", lambda _: ())(task)) for task in held.tasks}
     return {
         "version": importlib.metadata.version("fedfusion"),
         "base": model.fingerprint,

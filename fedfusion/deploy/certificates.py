@@ -3,6 +3,7 @@
 import datetime
 import ipaddress
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,7 +26,24 @@ from fedfusion.types import FedfusionError
 AUTHORITY_DAYS = 3650
 SERVER_DAYS = 365
 LOCAL = ("localhost", "127.0.0.1", "superlink")  # the last is its name among containers
+LABEL = r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)"  # what stands between the dots of a name
 SKEW = datetime.timedelta(days=1)  # a device whose clock is behind by less trusts the certificate at once
+
+
+def check_hosts(hosts: Sequence[str]) -> None:
+    """Refuse what a certificate cannot name.
+
+    Raises
+    ------
+    FedfusionError
+        With every host that is neither an address nor a DNS name.
+    """
+    wrong = [f"'{host}'" for host in hosts if not (_address(host) or _is_name(host))]
+    if wrong:
+        raise FedfusionError(
+            f"--host {', '.join(wrong)}: neither an IP address nor a DNS name (give it without port and https://; of "
+            "other letters than a to z give the form that begins with xn--)"
+        )
 
 
 def write_authority(home: Path) -> None:
@@ -127,10 +145,21 @@ def _name(common: str) -> x509.Name:
 
 
 def _alternative(host: str) -> x509.GeneralName:
+    address = _address(host)
+    return x509.IPAddress(address) if address else x509.DNSName(host)
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        return x509.IPAddress(ipaddress.ip_address(host))
+        return ipaddress.ip_address(host)
     except ValueError:
-        return x509.DNSName(host)
+        return None
+
+
+def _is_name(host: str) -> bool:
+    """Whether a host is a DNS name, and no address that was mistyped."""
+    labels = host.split(".")
+    return len(host) <= 253 and all(re.fullmatch(LABEL, label) for label in labels) and not labels[-1].isdigit()
 
 
 def _write_key(path: Path, key: ec.EllipticCurvePrivateKey, form: PrivateFormat) -> None:

@@ -8,29 +8,40 @@ from typing import Annotated
 import typer
 
 app = typer.Typer(no_args_is_help=True, help="Run on real devices: keys and certificates, SuperLink and SuperNodes.")
+HOME = Path("deploy")
+NODES = 2
+PORT = 8000  # of the SuperLink
+NODE_PORT = 9094
 Dir = Annotated[Path, typer.Option("--dir", help="Folder of the deployment.")]
 
 
 @app.command()
 def init(
-    folder: Dir = Path("deploy"),
-    nodes: Annotated[int, typer.Option(help="Number of devices.")] = 2,
+    folder: Dir = HOME,
+    nodes: Annotated[int | None, typer.Option(help="Number of devices.", show_default=str(NODES))] = None,
     host: Annotated[
         list[str] | None, typer.Option(help="Name or address by which devices reach the SuperLink; may be repeated.")
     ] = None,
-    port: Annotated[int, typer.Option(help="Of the SuperLink.")] = 8000,
+    port: Annotated[int | None, typer.Option(help="Of the SuperLink.", show_default=str(PORT))] = None,
     rotate: Annotated[
-        bool, typer.Option("--rotate", help="Make a new certificate and new keys in a deployment that exists.")
+        bool,
+        typer.Option("--rotate", help="In a deployment that exists, make a new certificate and new keys; add hosts."),
     ] = False,
 ) -> None:
     """Make the folder of a deployment: an authority of its own, a certificate, and a key for each device."""
     from fedfusion.deploy import init
+    from fedfusion.types import FedfusionError
 
     if rotate:
+        if nodes is not None or port is not None:
+            raise FedfusionError(
+                "--rotate changes neither --nodes nor --port (for more devices make another deployment with --dir; the "
+                f"port is in {folder / 'deploy.toml'})"
+            )
         deployment = init.rotate(folder, host, typer.echo)
         typer.echo(f"{folder}: new certificate, new keys of {len(deployment.devices())} devices; carry them there")
         return
-    deployment = init.create(folder, nodes, host or [], port)
+    deployment = init.create(folder, NODES if nodes is None else nodes, host or [], PORT if port is None else port)
     for device in deployment.devices():
         typer.echo(f"{device.name}: edit {folder / 'nodes' / device.name / 'node.toml'}, put its data beside it")
     typer.echo(f"next: fedfusion deploy up --dir {folder}")
@@ -38,7 +49,7 @@ def init(
 
 @app.command()
 def up(
-    folder: Dir = Path("deploy"),
+    folder: Dir = HOME,
     nodes: Annotated[
         int | None, typer.Option(help="How many of the devices run on this machine; 0 is the server alone, else all.")
     ] = None,
@@ -61,7 +72,7 @@ def up(
 def node(
     folder: Annotated[Path, typer.Argument(help="The device's folder, nodes/node-K of the deployment.")],
     superlink: Annotated[str, typer.Option(help="HOST:PORT of the SuperLink.")],
-    port: Annotated[int, typer.Option(help="Of the SuperNode, on the device itself.")] = 9094,
+    port: Annotated[int, typer.Option(help="Of the SuperNode, on the device itself.")] = NODE_PORT,
 ) -> None:
     """Run one device, on the device itself, until this process is ended: its folder is all that it needs."""
     from fedfusion.deploy.node import serve
@@ -70,9 +81,7 @@ def node(
 
 
 @app.command()
-def status(
-    folder: Dir = Path("deploy"), as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False
-) -> None:
+def status(folder: Dir = HOME, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Show SuperLink, certificate, devices and runs; the exit code is 1 where the SuperLink is not there."""
     from fedfusion.deploy.folder import Deployment
     from fedfusion.deploy.status import examine, show
@@ -84,7 +93,7 @@ def status(
 
 
 @app.command()
-def down(folder: Dir = Path("deploy")) -> None:
+def down(folder: Dir = HOME) -> None:
     """Stop runs, devices and the SuperLink, and everything they have started."""
     from fedfusion.deploy import docker
     from fedfusion.deploy.folder import Deployment

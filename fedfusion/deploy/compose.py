@@ -14,7 +14,9 @@ def render(
     *,
     tls: bool = True,
     port: int = 8000,
+    public: bool = False,
     folder: str = ".",
+    names: Sequence[str] = (),
     data: Sequence[str] = (),
     runs: str | None = None,
     image: str | None = None,
@@ -26,14 +28,18 @@ def render(
     Parameters
     ----------
     nodes
-        Number of devices, `node-0` and on; `0` is the server alone.
+        Number of devices; `0` is the server alone.
     tls
         With the certificates and keys of a deployment folder, and state that outlives the SuperLink; else without any,
         for this machine alone.
     port
         Of the SuperLink, on the host.
+    public
+        Whether other machines reach the SuperLink; without `tls` they never do.
     folder
         The deployment folder, from the compose file on.
+    names
+        Of the devices, as their folders have them; where they are not given, `node-0` and on.
     data
         `data-path` of each device, as its node.toml has it; where it is not given, `data`.
     runs
@@ -46,7 +52,7 @@ def render(
     file
         How the comment at its top calls the file.
     """
-    names = [f"node-{index}" for index in range(nodes)]
+    names = names or [f"node-{index}" for index in range(nodes)]
     paths = [*data, *["data"] * nodes][:nodes]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), undefined=jinja2.StrictUndefined, keep_trailing_newline=True
@@ -55,6 +61,7 @@ def render(
         devices=[_device(folder, name, path) for name, path in zip(names, paths, strict=True)],
         tls=tls,
         port=port,
+        public=public,
         folder=folder,
         runs=runs,
         image=image or f"fedfusion:{importlib.metadata.version('fedfusion')}",

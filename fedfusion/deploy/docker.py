@@ -1,6 +1,8 @@
 """A deployment in containers, where there is a Docker engine with the compose plugin."""
 
+import contextlib
 import datetime
+import hashlib
 import importlib.metadata
 import os
 import shutil
@@ -9,10 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fedfusion.deploy import members
-from fedfusion.deploy.certificates import check_certificates
 from fedfusion.deploy.compose import render
 from fedfusion.deploy.folder import Deployment
-from fedfusion.deploy.up import chosen, wait_online, wait_server
+from fedfusion.deploy.up import check, chosen, wait_online, wait_server, warn
 from fedfusion.types import FedfusionError
 
 CHECKOUT = Path(__file__).parent.parent.parent
@@ -36,37 +37,61 @@ def up(deployment: Deployment, nodes: int | None, say: Callable[[str], None]) ->
     Raises
     ------
     FedfusionError
-        If a certificate or setting is not in order, there is no image, or Docker fails.
+        If a certificate, setting or port is not in order, there is no image, or Docker fails. No container is left
+        then.
     """
     devices = chosen(deployment, nodes)
-    check_certificates(deployment.home)
+    check(deployment, devices, {})
     since = datetime.datetime.now(datetime.UTC)
     runs = Path("runs").resolve()
     runs.mkdir(exist_ok=True)
     text = render(
         len(devices),
+        names=[device.name for device in devices],
         port=deployment.port,
+        public=bool(deployment.hosts),
         data=[device.settings()["data-path"] for device in devices],
         runs=str(runs),
         context=_context(),
     )
     (deployment.home / "compose.yaml").write_text(text)
     deployment.write_connection()
-    _compose(deployment, "up", "--detach", "--wait", "superlink")
-    wait_server(deployment)
-    say(f"SuperLink  https://{deployment.address}")
-    members.register(deployment, deployment.devices())
-    _compose(deployment, "up", "--detach", "--wait")
-    wait_online(deployment, devices, since, say)
+    try:
+        _compose(deployment, "up", "--detach", "--wait", "superlink")
+        wait_server(deployment)
+        say(f"SuperLink  https://{deployment.address}")
+        members.register(deployment, deployment.devices())
+        _compose(deployment, "up", "--detach", "--wait")
+        wait_online(deployment, devices, since, say)
+    except BaseException:
+        with contextlib.suppress(FedfusionError):
+            down(deployment)
+        raise
+    say(f"runs       {runs}: a run_dir elsewhere stays in its container")
+    warn(deployment, say)
 
 
 def down(deployment: Deployment) -> bool:
-    """Remove the containers of a deployment, if it runs in any; say whether it did."""
-    if not (deployment.home / "compose.yaml").is_file() or not available():
+    """Remove the containers of a deployment, if it runs in any; say whether it did.
+
+    Raises
+    ------
+    FedfusionError
+        Where Docker does not answer, or fails.
+    """
+    file = deployment.home / "compose.yaml"
+    if not file.is_file():
         return False
+    if not available():
+        raise FedfusionError(f"Docker does not answer, and has containers of {file} (start it, or remove that file)")
     _compose(deployment, "down", "--remove-orphans")
-    (deployment.home / "compose.yaml").unlink()
+    file.unlink()
     return True
+
+
+def project(deployment: Deployment) -> str:
+    """The name of its containers and volumes: no other folder's deployment inherits the keys in them."""
+    return f"fedfusion-{hashlib.sha256(bytes(deployment.home)).hexdigest()[:12]}"
 
 
 def _context() -> str | None:
@@ -81,7 +106,7 @@ def _context() -> str | None:
 
 def _compose(deployment: Deployment, *arguments: str) -> None:
     file = deployment.home / "compose.yaml"
-    command = ["docker", "compose", "--project-name", f"fedfusion-{deployment.port}", "--file", str(file), *arguments]
+    command = ["docker", "compose", "--project-name", project(deployment), "--file", str(file), *arguments]
     owner = {"FEDFUSION_UID": str(os.getuid()), "FEDFUSION_GID": str(os.getgid())}
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | owner)
     if done.returncode:

@@ -1,5 +1,6 @@
 """The folder of a deployment: what is in it, and the devices that it names."""
 
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +20,9 @@ DEVICE_KEYS = {
 }
 NODE_TOML = """\
 # What this device offers, and what it refuses. Its owner edits this file; `fedfusion deploy up` passes it on to the
-# client app as Flower's node configuration, and every message is checked against it on the device itself.
+# client app as Flower's node configuration, and fedfusion's app checks every message against it on the device itself.
+# These rules bind that app alone: Flower sends an app's code with its run, so whoever may submit runs to the SuperLink
+# can run code of their own here.
 
 data-path = "data"     # folder of its own data, from this file's folder on; no path outside of it is read
 partition-id = {partition}       # which part of the clients live here, of the
@@ -76,6 +79,10 @@ class Device:
     def registration(self) -> Path:
         """The id that the SuperLink gave it, and the public key that it was given for."""
         return self.folder / "node-id"
+
+    def missing(self, *files: Path) -> list[str]:
+        """A sentence for each of `files` that its folder lacks."""
+        return [f"{self.name}: {file} is missing (copy it back)" for file in files if not file.is_file()]
 
     def settings(self) -> dict[str, Any]:
         """The settings of its owner.
@@ -163,8 +170,8 @@ class Deployment:
 
     def devices(self) -> list[Device]:
         """All devices, in order."""
-        count = len(list((self.home / "nodes").glob("node-*")))
-        return [self.device(index) for index in range(count)]
+        names = [re.fullmatch(r"node-(\d+)", folder.name) for folder in (self.home / "nodes").glob("node-*")]
+        return [self.device(index) for index in sorted(int(name[1]) for name in names if name)]
 
     def node_port(self, device: Device) -> int:
         """Where the SuperNode of a device listens for its own processes, on this machine."""

@@ -36,7 +36,7 @@ def stop(deployment: Deployment, run_id: str) -> None:
 def node_id(device: Device) -> str | None:
     """The id under which the SuperLink knows the device's present key, as far as this folder knows."""
     found, key = _registration(device)
-    return found if key == _digest(device) else None
+    return found if key and key == _digest(device) else None
 
 
 def register(deployment: Deployment, devices: Iterable[Device]) -> None:
@@ -71,4 +71,6 @@ def _registration(device: Device) -> tuple[str, str]:
 
 
 def _digest(device: Device) -> str:
-    return hashlib.sha256(device.public_key.read_bytes()).hexdigest()
+    """Of its public key; empty where that is not in its folder."""
+    file = device.public_key
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""

@@ -1,9 +1,12 @@
 """`fedfusion deploy node`: one device, started on the device itself."""
 
 import re
+import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 
 from fedfusion.deploy import services
 from fedfusion.deploy.folder import Device
@@ -12,7 +15,7 @@ from fedfusion.federation.tls import reach
 from fedfusion.types import FedfusionError
 
 REFUSALS = 2  # the first may be for a former connection that has not expired
-PORT = 9094
+ENDS = (signal.SIGTERM, signal.SIGHUP)  # of the service manager or the terminal that this was started in
 
 
 def serve(folder: Path, address: str, port: int, say: Callable[[str], None]) -> None:
@@ -21,11 +24,15 @@ def serve(folder: Path, address: str, port: int, say: Callable[[str], None]) -> 
     Raises
     ------
     FedfusionError
-        If its settings, its certificate or its key are not in order.
+        If its settings, its certificate or its key are not in order, or it runs already.
     """
     home = folder.resolve()
     device = Device(home.name, home)
     device.settings()
+    if missing := device.missing(device.key, device.authority):
+        raise FedfusionError("\n".join(missing))
+    if supervisor := alive(home, device.name):
+        raise FedfusionError(f"{device.name} runs already (process {supervisor.pid}; end that, or leave it running)")
     if not re.fullmatch(r"\S+:\d+", address):
         raise FedfusionError(f"--superlink {address}: give host and port, as in 192.168.0.1:8000")
     reach(address, device.authority)
@@ -33,13 +40,20 @@ def serve(folder: Path, address: str, port: int, say: Callable[[str], None]) -> 
         raise FedfusionError(f"port {port} is taken by {holder} (choose another with --port)")
     log = log_file(home, device.name)
     said = log.stat().st_size if log.is_file() else 0
-    services.start(home, services.supernode(device, address, port))
+    former = [signal.signal(number, _end) for number in ENDS]
     try:
+        services.start(home, services.supernode(device, address, port))
         _wait_accepted(device, log, said, say)
         while alive(home, device.name):
             time.sleep(0.5)
     finally:
         services.stop(home)
+        for number, handler in zip(ENDS, former, strict=True):
+            signal.signal(number, handler)
+
+
+def _end(number: int, _: FrameType | None) -> None:
+    sys.exit(128 + number)
 
 
 def _wait_accepted(device: Device, log: Path, said: int, say: Callable[[str], None]) -> None:

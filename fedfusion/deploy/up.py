@@ -3,7 +3,7 @@
 import contextlib
 import datetime
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from fedfusion.deploy import members, services
 from fedfusion.deploy.certificates import check_certificates
@@ -24,7 +24,7 @@ def up(deployment: Deployment, nodes: int | None, say: Say) -> None:
         If something is wrong with certificates, settings or ports, or a process does not start. Nothing is left then.
     """
     devices = chosen(deployment, nodes)
-    check(deployment, devices)
+    check(deployment, devices, {device.name: deployment.node_port(device) for device in devices})
     home, since = deployment.home, datetime.datetime.now(datetime.UTC)
     deployment.write_connection()
     try:
@@ -39,8 +39,16 @@ def up(deployment: Deployment, nodes: int | None, say: Say) -> None:
     except BaseException:
         services.stop(home)
         raise
+    warn(deployment, say)
+
+
+def warn(deployment: Deployment, say: Say) -> None:
+    """Say who may do what, where other machines reach the SuperLink."""
     if deployment.hosts:
-        say(f"everyone who reaches port {deployment.port} may submit runs: let only your devices reach it")
+        say(
+            f"everyone who reaches port {deployment.port} may submit runs, and so run code of their own on the "
+            "devices, whatever their node.toml allows fedfusion's app: let only your devices reach it"
+        )
 
 
 def down(deployment: Deployment, say: Say) -> None:
@@ -60,13 +68,20 @@ def chosen(deployment: Deployment, nodes: int | None) -> list[Device]:
     if nodes is not None and not 0 <= nodes <= len(devices):
         raise FedfusionError(
             f"--nodes {nodes}: {deployment.home} has keys of {len(devices)} devices (start at most as many here, or "
-            f"make a deployment of more: fedfusion deploy init --nodes {nodes})"
+            f"make another deployment, of more: fedfusion deploy init --dir FOLDER --nodes {nodes})"
         )
     return devices[:nodes]
 
 
-def check(deployment: Deployment, devices: Sequence[Device]) -> None:
+def check(deployment: Deployment, devices: Sequence[Device], ports: Mapping[str, int]) -> None:
     """Refuse to start what could not run.
+
+    Parameters
+    ----------
+    deployment, devices
+        What is to be started, and which of its devices on this machine.
+    ports
+        That these devices need here, by what needs it; that of the SuperLink is looked at in any case.
 
     Raises
     ------
@@ -75,20 +90,25 @@ def check(deployment: Deployment, devices: Sequence[Device]) -> None:
     """
     if names := services.running(deployment.home):
         raise FedfusionError(f"this deployment is up already: {', '.join(names)} (see fedfusion deploy status)")
+    if (deployment.home / "compose.yaml").is_file():
+        raise FedfusionError(
+            f"this deployment is up already, in containers (first: fedfusion deploy down --dir {deployment.home})"
+        )
     check_certificates(deployment.home)
     wrong = []
+    for device in deployment.devices():
+        wrong += device.missing(device.public_key, *((device.key, device.authority) if device in devices else ()))
     for device in devices:
         try:
             device.settings()
         except FedfusionError as error:
             wrong += str(error).splitlines()
-        if device.authority.read_bytes() != (deployment.home / "ca.crt").read_bytes():
+        if device.authority.is_file() and device.authority.read_bytes() != (deployment.home / "ca.crt").read_bytes():
             wrong.append(
                 f"{device.name}: {device.authority} is not the certificate of this deployment's authority (copy "
                 f"{deployment.home / 'ca.crt'} there)"
             )
-    ports = {"the SuperLink": deployment.port} | {d.name: deployment.node_port(d) for d in devices}
-    for what, port in ports.items():
+    for what, port in {"the SuperLink": deployment.port, **ports}.items():
         if holder := services.holder(port):
             wrong.append(
                 f"port {port}, which {what} needs, is taken by {holder} (end it, or change port in "

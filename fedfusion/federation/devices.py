@@ -78,7 +78,9 @@ class Devices:
                 if not run.died() or attempt > self.restarts:
                     break
                 print(f"{run.reason()}; it is started again ({attempt} of federation.restarts={self.restarts})")
-            raise RunFailed(f"the run on the devices ended without a result: {run.reason()}; {last_round(run_dir)}")
+            raise RunFailed(
+                f"the run on the devices ended without a result: {run.reason()}; {last_round(run_dir, self.home)}"
+            )
         finally:
             shutil.rmtree(run_dir / ".flower", ignore_errors=True)
 
@@ -161,6 +163,7 @@ class Submitted:
 
     def _streamed(self) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as file:
+            file.truncate(self.since)  # each stream begins with the run
             command = [tool("flwr"), "log", self.run_id, CONNECTION, "--stream"]
             return subprocess.Popen(command, env=dict(self.environment), stdout=file, stderr=subprocess.STDOUT)
 
@@ -187,9 +190,10 @@ def flwr(arguments: list[str], environment: Mapping[str, str]) -> dict[str, Any]
     return answer
 
 
-def last_round(run_dir: Path) -> str:
-    """The last checkpoint of a run, and how to go on from it."""
+def last_round(run_dir: Path, home: str) -> str:
+    """The last checkpoint of a run, and how to go on from it on the deployment in `home`."""
     rounds = sorted((run_dir / "checkpoints").glob("round-*"))
     if not rounds:
         return "no round was finished"
-    return f"the last checkpoint is {rounds[-1]}; continue with: fedfusion deploy run --resume {run_dir}"
+    command = f"fedfusion deploy run --dir {home} --resume {run_dir}"
+    return f"the last checkpoint is {rounds[-1]}; continue with: {command}"

@@ -181,7 +181,7 @@ def raised(log: Path, since: int) -> list[str]:
     """The errors of ours that a log tells of after its first `since` bytes."""
     with log.open("rb") as file:
         file.seek(since)
-        return re.findall(r"fedfusion[.\w]*: (.+)", file.read().decode(errors="replace"))
+        return re.findall(r"(?<![\w/.-])fedfusion(?:\.\w+)*\.[A-Z]\w*: (.+)", file.read().decode(errors="replace"))
 
 
 def size_of(log: Path) -> int:

@@ -7,11 +7,10 @@ import uuid
 from collections.abc import Iterable
 
 from flwr.app import Context, Error, Message, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
-
-CLIENT_RAISED = 2  # flwr.common.constant.ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 
 
 def python_path() -> str:
@@ -21,7 +20,7 @@ def python_path() -> str:
 
 def failure(message: Message, reason: str) -> Message:
     """Answer `message` with an error."""
-    return Message(Error(CLIENT_RAISED, reason), reply_to=message)
+    return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
 
 
 def remaining_s(message: Message) -> float:

@@ -52,9 +52,11 @@ class InlineGrid(VirtualGrid):
 
     def _handle(self, message: Message) -> list[Message]:
         """The reply, or none if the message expires before it is there."""
+        context = self.contexts[message.metadata.dst_node_id]
+        context.state = RecordDict()  # as on Ray, nothing stays on a node
         try:
             with _alarm(min(self.deadline_s, max(remaining_s(message), 1e-6))):
-                reply = self.client_app(message, self.contexts[message.metadata.dst_node_id])
+                reply = self.client_app(message, context)
         except Overdue:
             reply = failure(message, f"did not answer within {self.deadline_s:g} s")
         except Exception:

@@ -95,7 +95,7 @@ class Checkpoints:
 
     def rounds(self) -> list[Path]:
         """The folders of the rounds on disk, the oldest first."""
-        return sorted(self.folder.glob("round-*"))
+        return sorted(self.folder.glob("round-*"), key=lambda folder: int(folder.name.removeprefix("round-")))
 
     def latest(self) -> Path | None:
         """The folder of the last round that is intact, if any."""

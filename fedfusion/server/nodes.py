@@ -1,4 +1,4 @@
-"""Which node hosts which client, who trains together, and the exchange of messages with them."""
+"""Who trains together and on which node, and the exchange of messages with them."""
 
 import time
 from collections import Counter
@@ -17,12 +17,14 @@ from torch import Tensor
 
 from fedfusion.server.uploads import ints, listed, reason_of
 from fedfusion.tasks.heads import Head, PrototypeHead
-from fedfusion.types import FedfusionError, TaskSuite
+from fedfusion.types import TaskSuite
 
 IN_FLIGHT = 32  # messages that wait for an answer at the same time: each holds the adapters of its clients
 GRACE_S = 10.0  # a grid that watches the deadline itself answers for the client within this time
 PAUSES_S = 0.005, 0.5  # between two looks for replies: doubled while none comes
-RETRIES = 2
+RETRIES = 2  # of a message whose node went away
+SHORTEST_S = 1.0  # a message that would expire sooner is not sent: a SuperLink refuses expired ones
+MEASURED = "accuracy", "loss", "shared_accuracy", "shared_loss"
 GONE = (  # Flower's errors that say nothing of the clients
     ErrorCode.MESSAGE_UNAVAILABLE,
     ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
@@ -45,78 +47,25 @@ class Nodes:
         Rank of multi-task adapters, which clients have to know when they are sent one.
     asked
         The clients that each message sent in the last exchange asked for.
+    devices
+        Whether each node is a device, with clients of its own.
     """
 
     experiment_json: str
     hosted: Mapping[int, Sequence[int]]
     fused_rank: int = 1
     asked: dict[str, list[int]] = field(default_factory=dict)
-
-    @classmethod
-    def meet(
-        cls,
-        grid: Grid,
-        experiment_json: str,
-        tasks: Sequence[str],
-        timeout: float,
-        fused_rank: int = 1,
-        facts: Mapping[str, str] | None = None,
-    ) -> "Nodes":
-        """Wait until every client is hosted by some node, and learn by which.
-
-        Parameters
-        ----------
-        grid, experiment_json, fused_rank
-            Where the nodes are, and what they are told.
-        tasks
-            The task of each client.
-        timeout
-            Seconds that nodes have to appear.
-        facts
-            Those of the server that a device compares with its own before it takes part.
-
-        Raises
-        ------
-        FedfusionError
-            If a node cannot start, or some client has no node after `timeout` seconds.
-        """
-        deadline = time.monotonic() + timeout
-        hosted: dict[int, list[int]] = {}
-        devices: dict[int, ConfigRecord] = {}
-        asked: set[int] = set()
-        content = RecordDict({"config": ConfigRecord({"experiment": experiment_json, **(facts or {})})})
-        while len(known := {client for clients in hosted.values() for client in clients}) < len(tasks):
-            if time.monotonic() > deadline:
-                raise FedfusionError(
-                    f"after {timeout:.0f} s the nodes host {len(known)} of {len(tasks)} clients "
-                    "(start the missing nodes or raise deadline_s)"
-                )
-            new = sorted(set(grid.get_node_ids()) - asked)
-            asked |= set(new)
-            questions = [Message(content, node, MessageType.QUERY) for node in new]
-            for reply in grid.send_and_receive(questions, timeout=timeout) if new else ():
-                node = reply.metadata.src_node_id
-                if reply.has_error() and reply.error.code in GONE:
-                    asked.discard(node)
-                elif reply.has_error():
-                    raise FedfusionError(f"a node cannot start: {reason_of(reply)}")
-                elif "clients" in (answer := reply.content.config_records["config"]):
-                    hosted[node] = sorted(ints(answer["clients"]))
-                else:
-                    devices[node] = answer
-            hosted |= _dealt(devices, tasks)
-            if not new:
-                time.sleep(0.1)
-        return cls(experiment_json, dict(sorted(hosted.items())), fused_rank)
+    devices: bool = False
 
     def groups(self, chosen: Collection[int], size: int) -> list[tuple[int, list[int]]]:
         """Who trains together, and on which node.
 
-        Where every node hosts all of them, `size` clients at a time in the order of their ids, so that results depend
-        on the ids alone. Devices are asked once for all the clients they hold, and train `size` of them at a time.
+        In simulation, where every node hosts all of them, `size` clients at a time in the order of their ids, so that
+        results depend on the ids alone. Devices are asked once for all the clients they hold, and train `size` of them
+        at a time.
         """
         ordered = sorted(chosen)
-        if all(set(ordered) <= set(clients) for clients in self.hosted.values()):
+        if not self.devices:
             parts = [ordered[start : start + size] for start in range(0, len(ordered), size)]
             nodes = list(self.hosted)
             return [(nodes[i % len(nodes)], part) for i, part in enumerate(parts)]
@@ -142,6 +91,8 @@ class Nodes:
         until = time.time() + (DEFAULT_TTL if deadline_s is None else deadline_s)
         common = arrays(**shared)
         for node, clients in groups:
+            if until - time.time() < SHORTEST_S:
+                return
             mine = {task: heads[task] for task in map(suite.task_of, clients)}
             tensors = {f"head.{t}": head.to_tensor() for t, head in mine.items() if isinstance(head, PrototypeHead)}
             facts: dict[str, Any] = {
@@ -157,8 +108,7 @@ class Nodes:
                     **({"shared": common} if shared else {}),
                 }
             )
-            ttl = max(until - time.time(), 0.001)
-            yield Message(content, node, kind, group_id=str(server_round), ttl=ttl)
+            yield Message(content, node, kind, group_id=str(server_round), ttl=until - time.time())
 
     def exchange(
         self,
@@ -178,63 +128,51 @@ class Nodes:
         self.asked.clear()
         unsent, waiting, absent = iter(messages), dict[str, Message](), _Absent()
         last, pause, answered = time.monotonic(), PAUSES_S[0], 0
+        at_once = None if self.devices else IN_FLIGHT  # a device that hangs keeps nobody else waiting
         progress(0, total)
         while time.monotonic() - last < timeout + GRACE_S:
-            waiting |= self._send(grid, [*absent.back(grid), *islice(unsent, IN_FLIGHT - len(waiting))])
+            free = None if at_once is None else at_once - len(waiting)
+            waiting |= self._send(grid, [*absent.back(grid), *islice(unsent, free)], absent)
             if not waiting and not absent.messages:
                 break
             new = [r for r in grid.pull_messages(list(waiting)) if r.metadata.reply_to_message_id in waiting]
             for reply in new:
                 message = waiting.pop(reply.metadata.reply_to_message_id)
                 clients = self.asked[reply.metadata.reply_to_message_id]
-                if absent.keep(message, reply):
+                if reply.has_error() and reply.error.code in GONE and absent.keep(message, reason_of(reply)):
                     continue
                 failed = take(reply, clients)
                 again = failed if len(clients) > 1 else ()
-                waiting |= self._send(grid, _singly(message, again))
+                waiting |= self._send(grid, _singly(message, again), absent)
                 answered += len(clients) - len(again)
             if new:
                 last, pause = time.monotonic(), PAUSES_S[0]
                 progress(answered, total)
             else:
-                waiting = {key: message for key, message in waiting.items() if _alive(message)}
+                waiting = {key: message for key, message in waiting.items() if _left_s(message) > 0}
                 time.sleep(pause)
                 pause = min(2 * pause, PAUSES_S[1])
 
-    def _send(self, grid: Grid, messages: Iterable[Message]) -> dict[str, Message]:
-        """Push messages, and remember whom each asks for."""
-        outgoing = list(messages)
-        sent = dict(zip(grid.push_messages(outgoing), outgoing, strict=True))
+    def _send(self, grid: Grid, messages: Iterable[Message], absent: "_Absent") -> dict[str, Message]:
+        """Push messages that have time left, and remember whom each asks for."""
+        outgoing = [message for message in messages if _left_s(message) > SHORTEST_S]
+        pushed = list(zip(grid.push_messages(outgoing) if outgoing else (), outgoing, strict=True))
+        sent = {key: message for key, message in pushed if key}
+        for message in (message for key, message in pushed if not key):  # its node is not known any more
+            absent.keep(message, "it has left")
         self.asked.update({key: _clients(message) for key, message in sent.items()})
         return sent
 
 
-def measured(reply: Message, clients: Sequence[int]) -> dict[int, dict[str, float]]:
-    """What each of `clients` measured when it was asked to evaluate."""
-    metrics: Mapping[str, Any] = {} if reply.has_error() else reply.content.metric_records.get("metrics", {})
-    columns = {name: listed(column) for name, column in metrics.items()}
-    if not columns or any(len(column) != len(clients) for column in columns.values()):
+def measured(reply: Message, clients: Collection[int]) -> dict[int, dict[str, float]]:
+    """What each of `clients` measured when it was asked to evaluate; nothing where the reply is malformed."""
+    try:
+        metrics = reply.content.metric_records["metrics"]
+        columns = [[float(value) for value in listed(metrics[name])] for name in MEASURED]
+        rows = zip(clients, *columns, strict=True)
+        return {client: dict(zip(MEASURED, values, strict=True)) for client, *values in rows}
+    except Exception:  # whatever a client sends
         return {}
-    return {client: {name: float(c[i]) for name, c in columns.items()} for i, client in enumerate(clients)}
-
-
-def _dealt(devices: Mapping[int, ConfigRecord], tasks: Sequence[str]) -> dict[int, list[int]]:
-    """The clients of each device, once all are there: those of a task are dealt in turn to the devices that hold it."""
-    if len(devices) < max((int(str(device["parts"])) for device in devices.values()), default=1):
-        return {}
-    order = sorted(devices, key=lambda node: int(str(devices[node]["part"])))
-    hosted: dict[int, list[int]] = {node: [] for node in order}
-    for task in dict.fromkeys(tasks):
-        able = [node for node in order if task in listed(devices[node]["tasks"])]
-        clients = [client for client, own in enumerate(tasks) if own == task]
-        if len(clients) > len(able) and any(devices[node]["own_rows"] for node in able):
-            raise FedfusionError(
-                f"task '{task}' has {len(clients)} clients, and {len(able)} devices hold its rows (lower "
-                "suite.clients_per_task, or start more devices)"
-            )
-        for i, client in enumerate(clients if able else ()):
-            hosted[able[i % len(able)]].append(client)
-    return hosted
 
 
 class _Absent:
@@ -245,19 +183,19 @@ class _Absent:
         self.times: Counter[tuple[int, ...]] = Counter()
         self.looked = 0.0
 
-    def keep(self, message: Message, reply: Message) -> bool:
-        """Keep a message that was answered with an error for which its clients are not to blame."""
+    def keep(self, message: Message, reason: str) -> bool:
+        """Keep a message that its clients are not to blame for, unless that has happened too often."""
         clients = tuple(_clients(message))
         self.times[clients] += 1
-        if not (reply.has_error() and reply.error.code in GONE and self.times[clients] <= RETRIES):
+        if self.times[clients] > RETRIES:
             return False
-        log(WARNING, "node %d: %s; clients %s wait", message.metadata.dst_node_id, reason_of(reply), list(clients))
+        log(WARNING, "node %d: %s; clients %s wait", message.metadata.dst_node_id, reason, list(clients))
         self.messages.append(message)
         return True
 
     def back(self, grid: Grid) -> list[Message]:
         """Those whose node is there again, as new messages; looks once a second."""
-        self.messages = [message for message in self.messages if _alive(message)]
+        self.messages = [message for message in self.messages if _left_s(message) > SHORTEST_S]
         if not self.messages or time.monotonic() - self.looked < 1.0:
             return []
         self.looked, there = time.monotonic(), set(grid.get_node_ids())
@@ -279,13 +217,13 @@ def _singly(message: Message, clients: Collection[int]) -> Iterable[Message]:
 def _copy(message: Message, content: RecordDict) -> Message:
     """A message like another, that expires when it does."""
     meta = message.metadata
-    ttl = max(meta.created_at + meta.ttl - time.time(), 0.001)
+    ttl = max(_left_s(message), SHORTEST_S / 2)
     return Message(content, meta.dst_node_id, meta.message_type, group_id=meta.group_id, ttl=ttl)
 
 
-def _alive(message: Message) -> bool:
-    """Whether a message has not expired."""
-    return time.time() < message.metadata.created_at + message.metadata.ttl
+def _left_s(message: Message) -> float:
+    """Seconds until a message expires."""
+    return message.metadata.created_at + message.metadata.ttl - time.time()
 
 
 def _clients(message: Message) -> list[int]:

@@ -15,6 +15,7 @@ from fedfusion.config import Experiment
 from fedfusion.lora.model import LoraModel
 from fedfusion.server.checkpoint import Checkpoints, folders
 from fedfusion.server.evaluation import Evaluator, summary
+from fedfusion.server.meeting import meet
 from fedfusion.server.nodes import Nodes
 from fedfusion.server.stock_strategy import StockStrategy, adapter_of
 from fedfusion.tasks.heads import PrototypeHead
@@ -36,7 +37,8 @@ def serve_stock(grid: Grid, experiment: Experiment, experiment_json: str, run_di
     patience = max(experiment.deadline_s, STARTUP_S)
     given, suite = _for_clients(experiment_json), experiment.suite
     tasks = [suite.task_of(client) for client in range(suite.num_clients)]
-    nodes = Nodes.meet(grid, given, tasks, patience, facts=facts(suite, model))
+    simulated = experiment.federation.simulated
+    nodes = meet(grid, given, tasks, patience, facts=facts(suite, model), simulated=simulated)
     places = _places(grid, nodes, suite.num_clients)
     told: dict[str, str | bytes] = {"experiment": given, "heads": save(heads), "places": json.dumps(places)}
     trackers = (Jsonl(run_dir / "metrics.jsonl"), Terminal())

@@ -26,6 +26,7 @@ from fedfusion.rng import generator
 from fedfusion.server.checkpoint import Checkpoints
 from fedfusion.server.evaluation import Evaluator, Scores, summary
 from fedfusion.server.fuser import Fused, Fuser
+from fedfusion.server.meeting import meet
 from fedfusion.server.nodes import Nodes, arrays, measured
 from fedfusion.server.state import State
 from fedfusion.server.trusted import Judge, TrustedSet
@@ -107,7 +108,7 @@ class RoundStrategy(Strategy):
         self.evaluator.adopt(self.state.heads)
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord, MetricRecord]:
-        """One round of the server, from the replies of the clients to the realigned multi-task adapter."""
+        """One round as Flower's interface has it; :meth:`start` takes replies as they come, and then learns."""
         uploads = self._uploads(server_round)
         for reply in replies:
             uploads.take(reply, self.nodes.asked[reply.metadata.reply_to_message_id])
@@ -364,7 +365,9 @@ class RoundStrategy(Strategy):
             patience = max(timeout, STARTUP_S)
             held = [self.suite.task_of(client) for client in range(self.suite.num_clients)]
             own = facts(self.suite, self.model)
-            self.nodes = Nodes.meet(grid, self.experiment_json, held, patience, rank, own)
+            self.nodes = meet(
+                grid, self.experiment_json, held, patience, rank, own, self.experiment.federation.simulated
+            )
             for server_round in range(len(self.state.history) + 1, num_rounds + 1):
                 uploads, report = self._uploads(server_round), partial(self._report, server_round)
                 messages = self.configure_train(server_round, ArrayRecord(), ConfigRecord(), grid)
@@ -421,7 +424,7 @@ class RoundStrategy(Strategy):
 
         def take(reply: Message, clients: Collection[int]) -> Collection[int]:
             replies.append(reply)
-            return clients if reply.has_error() else ()
+            return () if measured(reply, clients) else clients
 
         asked = self.configure_evaluate(server_round, ArrayRecord(), ConfigRecord(), grid)
         self.nodes.exchange(grid, asked, len(self.moved), timeout, lambda *_: None, take)

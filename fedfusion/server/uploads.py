@@ -13,6 +13,8 @@ from fedfusion.tasks.heads import Head, PrototypeHead
 from fedfusion.types import Layout, TaskSuite, Updates
 
 Moments = dict[str, tuple[Tensor, Tensor]]
+REPORTED = "num_examples", "train_loss", "accuracy", "loss"  # what every client has to say of its training
+LONGEST = 500  # characters of a reason
 SILENT = "did not answer before the deadline"
 
 
@@ -61,8 +63,8 @@ class Uploads:
                 self.dropped |= dict.fromkeys(mine, reason_of(reply))
             else:
                 self._read(reply, mine)
-        except (KeyError, ValueError, TypeError, IndexError) as error:
-            self.dropped |= dict.fromkeys(mine, f"sent a malformed reply ({type(error).__name__}: {error})")
+        except Exception as error:  # whatever a client sends, it is lost and not the round
+            self.dropped |= dict.fromkeys([c for c in mine if c not in self.metrics], _malformed(error))
         return [client for client in clients if client in self.dropped]
 
     def updates(self, adapters: Tensor, suite: TaskSuite) -> Updates:
@@ -100,8 +102,10 @@ class Uploads:
     def _read(self, reply: Message, mine: Collection[int]) -> None:
         facts, metrics = reply.content.config_records["config"], reply.content.metric_records["metrics"]
         failures = zip(ints(facts["failed"]), listed(facts["reasons"]), strict=True)
-        self.dropped |= {client: str(reason) for client, reason in failures if client in mine}
+        self.dropped |= {client: plain(str(reason)) for client, reason in failures if client in mine}
         clients = [client for client in ints(facts["clients"]) if client in mine]
+        if len(set(clients)) < len(clients):
+            raise ValueError(f"clients {clients} are named twice")
         arrays = {name: array.numpy() for name, array in reply.content.array_records["arrays"].items()}
         try:
             vectors = decode(arrays, self.wire, (len(clients), self.layout.dim))
@@ -109,13 +113,17 @@ class Uploads:
             self.dropped |= dict.fromkeys(clients, str(error))
             return
         columns = {name: [float(value) for value in listed(column)] for name, column in metrics.items()}
-        reported = [{name: column[i] for name, column in columns.items()} for i in range(len(clients))]
+        reported = [{name: columns[name][i] for name in (*REPORTED, *columns)} for i in range(len(clients))]
         for own in reported:
             if not 1 <= own["num_examples"] < 2**53:
                 raise ValueError(f"num_examples is {own['num_examples']}")
         for i, client in enumerate(clients):
             if self.statistics:
-                if flaw := _flaw(reply, client, self.layout):
+                try:
+                    flaw = _flaw(reply, client, self.layout)
+                except Exception as error:
+                    flaw = _malformed(error)
+                if flaw:
                     self.dropped[client] = flaw
                     continue
                 self.moments[client] = dict(_moments(reply, client, self.layout))
@@ -152,9 +160,18 @@ def _flaw(reply: Message, client: int, layout: Layout) -> str | None:
 
 
 def reason_of(reply: Message) -> str:
-    """The last line of an error, without colours: what was raised, not where."""
-    lines = re.sub(r"\x1b\[[0-9;]*m", "", reply.error.reason or "").strip().splitlines()
-    return lines[-1] if lines else f"error {reply.error.code}"
+    """The last line of an error: what was raised, not where."""
+    lines = (reply.error.reason or "").strip().splitlines()
+    return plain(lines[-1]) if lines else f"error {reply.error.code}"
+
+
+def plain(reason: str) -> str:
+    """What another machine says, on one line of bounded length, without colours."""
+    return " ".join(re.sub(r"\x1b\[[0-9;]*m", "", reason).split())[:LONGEST]
+
+
+def _malformed(error: Exception) -> str:
+    return f"sent a malformed reply ({type(error).__name__}: {plain(str(error))})"
 
 
 def listed(values: Any) -> list[Any]:

@@ -13,7 +13,8 @@ from fedfusion.client.device import Device, OwnRows, compare, facts
 from fedfusion.config import build, resolve, to_json
 from fedfusion.federation.inline import InlineGrid
 from fedfusion.lora.model import LoraModel, _base, _fingerprint
-from fedfusion.server.nodes import Nodes, arrays
+from fedfusion.server import meeting
+from fedfusion.server.nodes import arrays
 from fedfusion.types import FedfusionError
 
 SMALL = ["suite.tasks=[upright-digit,flipped-size]", "suite.clients_per_task=2"]
@@ -40,12 +41,17 @@ def test_rules_are_read_from_the_configuration_of_the_node(tmp_path):
     device = Device.of(node | {"allowed-targets": "shipped,mine.*", "partition-id": 1, "num-partitions": 3})
     assert device == Device(str(tmp_path), ("a", "b"), 5, 900, ("shipped", "mine.*"), 1, 3)
     assert Device.of({"partition-id": 0, "num-partitions": 2}) is None
-    assert Device.of({"data-path": str(tmp_path)}).allowed_targets == ("shipped",)
+    named = {"data-path": str(tmp_path), "partition-id": 0, "num-partitions": 1}
+    assert Device.of(named).allowed_targets == ("shipped",)
 
 
 @pytest.mark.parametrize(
     "node, said",
-    [({"data-path": "/no/such/place"}, "there is no such folder"), ({"max-steps": 0}, "max-steps=0 .* at least 1")],
+    [
+        ({"data-path": "/no/such/place"}, "there is no such folder"),
+        ({"partition-id": 0}, "a data-path but no num-partitions"),
+        ({"partition-id": 0, "num-partitions": 2, "max-steps": 0}, "max-steps=0 .* at least 1"),
+    ],
 )
 def test_rules_that_make_no_sense_are_refused(node, said, tmp_path):
     with pytest.raises(FedfusionError, match=said):
@@ -71,13 +77,45 @@ def test_what_ships_is_admitted_and_run_as_it_is(text, tmp_path):
         ({"model__path": "~/secrets"}, "outside this device's data folder"),
         ({"model__path": "file://host/secrets"}, "outside this device's data folder"),
         ({"seed": "${oc.env:HOME}"}, "resolves nothing"),
-        ({"client__steps": 26}, "client.steps=26: this device does at most max-steps=25 a round"),
-        ({"client__epochs": 1.0}, "client.epochs=1.0: this device does at most"),
     ],
 )
 def test_what_the_device_does_not_allow_is_refused_before_anything_is_built(changes, said, text, tmp_path):
     with pytest.raises(FedfusionError, match=said):
         Device(str(tmp_path), max_steps=25).admit(with_(text, **changes))
+
+
+@pytest.mark.parametrize(
+    "changes, said", [({"client__steps": 26}, "client.steps=26"), ({"client__epochs": 1.0}, "client.epochs=1.0")]
+)
+def test_more_steps_than_the_device_agrees_to_are_refused(changes, said, text, tmp_path):
+    device = Device(str(tmp_path), max_steps=25)
+    asked = json.loads(with_(text, **changes))
+    with pytest.raises(FedfusionError, match=f"{said}: this device does at most max-steps=25 a round"):
+        device.place(build(device.admit(json.dumps(asked))), ())
+    del asked["client"]["steps"], asked["client"]["epochs"]
+    with pytest.raises(FedfusionError, match="client.steps=25: this device does at most max-steps=24"):
+        Device(str(tmp_path), max_steps=24).place(build(device.admit(json.dumps(asked))), ())
+
+
+def test_a_folder_that_is_no_models_name_is_not_read_from_where_the_node_runs(text, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere" / "model").mkdir(parents=True)
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FedfusionError, match="model.path=elsewhere/model: outside this device's data folder"):
+        Device(str(tmp_path / "data")).admit(with_(text, model__path="elsewhere/model"))
+
+
+def test_a_device_with_rows_of_its_own_joins_a_run_whose_classes_it_knows(tmp_path):
+    server, own = rows(tmp_path / "server", "one", "two"), rows(tmp_path / "own", "two")
+    overrides = ["model=gpt2_lists", "suite=files", f"suite.root={server}", "suite.max_length=32"]
+    text = to_json(resolve([*overrides, "suite.clients_per_task=1", "suite.shots=1", "suite.trusted=2"]))
+    cfg = json.loads(text)
+    cfg["suite"]["tasks"] = ["one", "two"]
+    nodes = [{"data-path": str(path), "partition-id": i, "num-partitions": 2} for i, path in enumerate((server, own))]
+    assert meet([nodes[0] | {"tasks": "one"}, nodes[1]], ["one", "two"], json.dumps(cfg)).hosted == {1: [0], 2: [1]}
+    other = rows(tmp_path / "other", "two", labels="xy")
+    with pytest.raises(FedfusionError, match=r"of task 'two' are \['a', 'b'\] at the server and \['x', 'y'\] on this"):
+        meet([nodes[0], nodes[1] | {"data-path": str(other)}], ["one", "two"], json.dumps(cfg))
 
 
 def test_an_owner_may_allow_more_or_less(text, tmp_path):
@@ -171,7 +209,7 @@ def meet(nodes, tasks, text="{}"):
         context.node_config.update(node)
     experiment = build(text)
     own = facts(experiment.suite, LoraModel(experiment.model, 0))
-    return Nodes.meet(grid, text, tasks, 5.0, facts=own)
+    return meeting.meet(grid, text, tasks, 5.0, facts=own, simulated=False)
 
 
 def test_clients_are_dealt_to_the_devices_that_hold_their_task(text, tmp_path):
@@ -189,19 +227,21 @@ def test_a_device_with_another_version_is_refused_before_training(text, tmp_path
     grid = InlineGrid(client_app, 1, 60.0)
     grid.contexts[1].node_config["data-path"] = str(tmp_path)
     with pytest.raises(FedfusionError, match="a node cannot start: .*the server has fedfusion 9.9, this device"):
-        Nodes.meet(grid, text, ["upright-digit"] * 4, 5.0, facts={"version": "9.9", "base": "", "classes": "{}"})
+        told = {"version": "9.9", "base": "", "classes": "{}"}
+        meeting.meet(grid, text, ["upright-digit"] * 4, 5.0, facts=told, simulated=False)
 
 
 def test_a_node_without_a_data_folder_takes_no_part_in_a_deployment(text, tmp_path):
     devices = with_(text, federation={"_target_": "fedfusion.federation.Devices"})
     with pytest.raises(FedfusionError, match="names no data folder"):
-        meet([{}], ["upright-digit"] * 4, devices)
+        meet([{"partition-id": 0}], ["upright-digit"] * 4, devices)
 
 
 def test_a_device_trains_only_for_the_tasks_it_takes_part_in(text, tmp_path):
     InlineGrid(client_app, 1, 60.0)
     content = {"config": ConfigRecord({"experiment": text, "round": 1, "clients": [0], "rank": 1})}
-    context = Context(1, 1, {"data-path": str(tmp_path), "tasks": "flipped-size"}, RecordDict(), {})
+    node = {"data-path": str(tmp_path), "tasks": "flipped-size", "partition-id": 0, "num-partitions": 1}
+    context = Context(1, 1, node, RecordDict(), {})
     model = LoraModel(build(text).model, 0)
     content["arrays"] = arrays(start=model.initial[None])
     message = Message(RecordDict(content), 1, "train")

@@ -1,3 +1,5 @@
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -11,10 +13,11 @@ from fedfusion.client.wire import encode
 from fedfusion.config import build, resolve, to_json
 from fedfusion.federation.inline import InlineGrid
 from fedfusion.lora.model import LoraModel
-from fedfusion.server.nodes import Nodes, _dealt, measured
+from fedfusion.server.meeting import meet
+from fedfusion.server.nodes import Nodes, measured
 from fedfusion.server.uploads import Uploads
 from fedfusion.tasks.heads import PrototypeHead
-from fedfusion.types import FedfusionError, Layout, Pair
+from fedfusion.types import Layout, Pair
 
 
 class Suite:
@@ -91,24 +94,6 @@ def test_a_node_cannot_speak_for_the_clients_of_another():
     assert len(updates) == 0 and set(dropped) == {0, 1, 2}
 
 
-def test_meeting_learns_who_hosts_whom_and_reports_a_node_that_cannot_start():
-    app = ClientApp()
-
-    @app.query()
-    def hosted(message, context):
-        part = context.node_config["partition-id"]
-        return Message(
-            RecordDict({"config": ConfigRecord({"clients": [5 - 2 * part, 4 - 2 * part]})}), reply_to=message
-        )
-
-    met = Nodes.meet(InlineGrid(app, 3, 10.0), "{}", ["task"] * 6, timeout=5.0)
-    assert {k: list(v) for k, v in met.hosted.items()} == {3: [0, 1], 2: [2, 3], 1: [4, 5]}
-    with pytest.raises(FedfusionError, match="the nodes host 6 of 7 clients"):
-        Nodes.meet(InlineGrid(app, 3, 10.0), "{}", ["task"] * 7, timeout=0.3)
-    with pytest.raises(FedfusionError, match="a node cannot start"):
-        Nodes.meet(InlineGrid(ClientApp(), 1, 10.0), "{}", ["task"], timeout=5.0)
-
-
 def test_groups_depend_on_the_ids_alone_where_a_node_hosts_them_all():
     everyone = list(range(10))
     chosen = {9, 1, 4, 6, 0}
@@ -117,7 +102,7 @@ def test_groups_depend_on_the_ids_alone_where_a_node_hosts_them_all():
         placed = nodes.groups(chosen, 2)
         assert [group for _, group in placed] == [[0, 1], [4, 6], [9]]
         assert [node for node, _ in placed] == [1 + i % count for i in range(3)]
-    devices = Nodes("{}", {k + 1: [k] for k in everyone})
+    devices = Nodes("{}", {k + 1: [k] for k in everyone}, devices=True)
     assert devices.groups(chosen, 2) == [(1, [0]), (2, [1]), (5, [4]), (7, [6]), (10, [9])]
 
 
@@ -247,7 +232,7 @@ def test_clients_send_the_statistics_that_they_computed():
     }
     grid, adapters = InlineGrid(client_app, 1, 60.0), model.initial.repeat(experiment.suite.num_clients, 1)
     held = [experiment.suite.task_of(client) for client in range(experiment.suite.num_clients)]
-    nodes = Nodes.meet(grid, text, held, timeout=60.0)
+    nodes = meet(grid, text, held, timeout=60.0)
     messages = nodes.messages(1, nodes.groups({0, 3}, 2), adapters, experiment.suite, heads, {})
     uploads = Uploads({0, 3}, model.layout, statistics=True)
     nodes.exchange(grid, messages, 2, 60.0, lambda *_: None, uploads.take)
@@ -306,7 +291,7 @@ def exchange(grid, nodes, **deadline):
 
 @pytest.mark.parametrize("code", [ErrorCode.NODE_UNAVAILABLE, ErrorCode.CLIENT_APP_CRASHED])
 def test_a_node_that_comes_back_loses_nothing(code):
-    asked, nodes = [], Nodes("{}", {1: [0, 2], 2: [1]})
+    asked, nodes = [], Nodes("{}", {1: [0, 2], 2: [1]}, devices=True)
     grid = Flaky(trainer(asked), 2, 10.0)
     grid.code = code
     uploads = exchange(grid, nodes)
@@ -315,7 +300,7 @@ def test_a_node_that_comes_back_loses_nothing(code):
 
 
 def test_a_node_that_is_gone_again_and_again_loses_its_clients():
-    asked, nodes = [], Nodes("{}", {1: [0, 2], 2: [1]})
+    asked, nodes = [], Nodes("{}", {1: [0, 2], 2: [1]}, devices=True)
     grid = Flaky(trainer(asked), 2, 10.0)
     grid.times, grid.away = 99, 0
     uploads = exchange(grid, nodes)
@@ -328,8 +313,8 @@ def test_a_round_ends_at_its_deadline_with_those_that_have_answered():
             replies = super().pull_messages([key for key in message_ids if self.waiting[key].metadata.dst_node_id == 2])
             return replies
 
-    asked, nodes = [], Nodes("{}", {1: [0, 2], 2: [1]})
-    uploads = exchange(Slow(trainer(asked), 2, 10.0), nodes, deadline_s=0.5)
+    asked, nodes = [], Nodes("{}", {1: [0, 2], 2: [1]}, devices=True)
+    uploads = exchange(Slow(trainer(asked), 2, 10.0), nodes, deadline_s=1.5)
     assert asked == [(2, [1])] and set(uploads.dropped.values()) == {"did not answer before the deadline"}
     assert list(uploads.metrics) == [1]
 
@@ -355,13 +340,91 @@ def test_uploads_are_decoded_as_they_were_encoded(wire):
     assert "scales" in collect([reply(7, 0, np.zeros((1, 4), np.int8))], [0], wire="int8")[1][0]
 
 
-def test_devices_are_dealt_clients_once_all_are_there():
-    def device(part, *tasks, own_rows=False):
-        return ConfigRecord({"part": part, "parts": 2, "tasks": list(tasks), "own_rows": own_rows})
+def test_nothing_is_sent_after_the_deadline_of_the_round():
+    """A SuperLink refuses expired messages, and that would end the run."""
 
-    tasks = ["a", "a", "a", "b"]
-    assert _dealt({9: device(1, "a", "b")}, tasks) == {}
-    assert _dealt({9: device(1, "a", "b"), 5: device(0, "a")}, tasks) == {5: [0, 2], 9: [1, 3]}
-    assert _dealt({9: device(1, "a"), 5: device(0, "a")}, tasks) == {5: [0, 2], 9: [1]}  # nobody holds b
-    with pytest.raises(FedfusionError, match="task 'a' has 3 clients, and 2 devices hold its rows"):
-        _dealt({9: device(1, "a", "b", own_rows=True), 5: device(0, "a", own_rows=True)}, tasks)
+    class Slow(InlineGrid):
+        sent = 0
+
+        def push_messages(self, messages):
+            messages = list(messages)
+            self.sent += len(messages)
+            assert all(message.metadata.created_at + message.metadata.ttl > time.time() for message in messages)
+            return super().push_messages(messages)
+
+        def pull_messages(self, message_ids):
+            time.sleep(0.3)
+            return super().pull_messages(message_ids)
+
+    everyone = list(range(60))
+    nodes, heads = Nodes("{}", {1: everyone}), {f"task-{client}": None for client in everyone}
+    grid, uploads = Slow(trainer([]), 1, 10.0), Uploads(everyone, LAYOUT)
+    messages = nodes.messages(1, nodes.groups(everyone, 1), torch.zeros(60, 4), Suite(), heads, {}, deadline_s=2.0)
+    nodes.exchange(grid, messages, 60, 5.0, lambda *_: None, uploads.take)
+    assert 32 <= grid.sent < 40 and 0 < len(uploads.metrics) <= grid.sent
+
+
+def test_devices_that_hang_keep_nobody_else_waiting():
+    class Hung(InlineGrid):
+        def pull_messages(self, message_ids):
+            return super().pull_messages([k for k in message_ids if self.waiting[k].metadata.dst_node_id > 40])
+
+    hosted = {node: [node - 1] for node in range(1, 46)}
+    nodes, heads, asked = Nodes("{}", hosted, devices=True), {f"task-{client}": None for client in range(45)}, []
+    uploads = Uploads(range(45), LAYOUT)
+    groups = nodes.groups(range(45), 8)
+    messages = nodes.messages(1, groups, torch.zeros(45, 4), Suite(), heads, {}, deadline_s=2.0)
+    nodes.exchange(Hung(trainer(asked), 45, 10.0), messages, 45, 5.0, lambda *_: None, uploads.take)
+    assert sorted(uploads.metrics) == [40, 41, 42, 43, 44] and len(asked) == 5
+
+
+def test_a_node_that_has_left_when_it_is_asked_is_waited_for():
+    class Forgetful(InlineGrid):
+        def push_messages(self, messages):
+            messages = list(messages)
+            refused, self.times = self.times, 0
+            return [""] * len(messages) if refused else super().push_messages(messages)
+
+    grid, asked = Forgetful(trainer([]), 2, 10.0), Nodes("{}", {1: [0, 2], 2: [1]}, devices=True)
+    grid.times = 1
+    assert not exchange(grid, asked).dropped
+
+
+@pytest.mark.parametrize("data", [b"", b"PK\x03\x04broken", np.lib.format.magic(1, 0) + b"\x76\x00{'descr': '<f4', "])
+def test_bytes_that_are_no_array_drop_their_client_only(data):
+    odd = reply(8, 1, np.ones((1, 4), np.float32))
+    odd.content.array_records["arrays"]["vectors"].data = data
+    updates, dropped, _ = collect([reply(7, 0, np.ones((1, 4), np.float32)), odd], (0, 1))
+    assert updates.clients == (0,) and dropped[1].startswith("sent a malformed reply")
+
+
+@pytest.mark.parametrize("name", ["num_examples", "train_loss", "accuracy", "loss"])
+def test_whoever_leaves_out_a_figure_is_dropped(name):
+    odd = reply(8, 1, np.ones((1, 4), np.float32))
+    del odd.content.metric_records["metrics"][name]
+    updates, dropped, _ = collect([odd], (0, 1))
+    assert len(updates) == 0 and name in dropped[1]
+
+
+def test_a_client_that_names_itself_twice_sends_nothing():
+    metrics = MetricRecord(dict.fromkeys(("num_examples", "train_loss", "accuracy", "loss"), [1.0, 1.0]))
+    odd = reply(7, 0, np.ones((2, 4), np.float32))
+    odd.content["metrics"], odd.content["config"]["clients"] = metrics, [0, 0]
+    updates, dropped, uploads = collect([odd], (0,))
+    assert len(updates) == 0 and "named twice" in dropped[0] and not uploads.metrics
+
+
+@pytest.mark.parametrize(
+    "figures",
+    [{}, {"accuracy": 1.0}, {"accuracy": [1.0], "loss": [1.0], "shared_accuracy": [1.0]},
+     dict.fromkeys(("accuracy", "loss", "shared_accuracy", "shared_loss"), [1.0, 2.0])],
+)  # fmt: skip
+def test_measures_that_are_none_are_left_out(figures):
+    content = RecordDict({"metrics": MetricRecord(figures)})
+    assert measured(Message(content, reply_to=question(7)), [0]) == {}
+
+
+def test_what_another_machine_says_is_one_line():
+    error = Message(Error(2, "Traceback\n  x\n" + "\x1b[31mno\x1b[0m" * 900), reply_to=question(8))
+    _, dropped, _ = collect([error], (1,))
+    assert "\x1b" not in dropped[1] and len(dropped[1]) == 500
