@@ -47,10 +47,10 @@ def process(home: Path, service: str, program: str) -> psutil.Process | None:
 
 
 def kill(home: Path, service: str, program: str) -> float:
-    """Kill -9, and when."""
+    """Kill -9, and when, on the system's clock."""
     found = eventually(lambda: process(home, service, program), program)
     found.send_signal(signal.SIGKILL)
-    killed = time.monotonic()
+    killed = time.time()
     eventually(lambda: process(home, service, program) != found, f"the end of {program}")
     return killed
 

@@ -3,10 +3,11 @@
     python experiments/benchmarks/scale.py --out experiments/benchmarks/scale.json
 
 `exchange`: messages are made, sent, answered by a client that returns what it was given, and taken into the matrix of
-uploads, with one client or eight in a message. There is no training, so all of it is overhead; all adapters are one
-row in memory. `run`: a whole run of 1,000 clients of the digits (d = 86,016), one local step and one round. One thread per process; every case is
-a process of its own, whose memory is looked at every 20 ms: `peak_mb` is its own, `object_store_mb` what it has touched
-of the memory it shares with Ray. `limit_mb` is 1.5 x the matrix of uploads + 400 MB.
+uploads, with one client or eight in a message. There is no training, so all of it is overhead; all adapters are one row
+in memory. `run`: a whole run of 1,000 clients of the digits (d = 86,016), one local step and one round. One thread per
+process; every case is a process of its own, whose memory is looked at every 20 ms: `peak_mb` is its own,
+`object_store_mb` what it has touched of the memory it shares with Ray. `limit_mb` is 1.5 x the matrix of uploads + 400
+MB.
 """
 
 import argparse

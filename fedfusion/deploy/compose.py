@@ -12,6 +12,7 @@ TEMPLATES = Path(__file__).parent
 def render(
     nodes: int,
     *,
+    name: str = "fedfusion",
     tls: bool = True,
     port: int = 8000,
     public: bool = False,
@@ -29,6 +30,8 @@ def render(
     ----------
     nodes
         Number of devices; `0` is the server alone.
+    name
+        Of the project, which is a part of the names of its containers and volumes.
     tls
         With the certificates and keys of a deployment folder, and state that outlives the SuperLink; else without any,
         for this machine alone.
@@ -59,6 +62,7 @@ def render(
     )
     return environment.get_template("compose.yaml.j2").render(
         devices=[_device(folder, name, path) for name, path in zip(names, paths, strict=True)],
+        name=name,
         tls=tls,
         port=port,
         public=public,

@@ -47,6 +47,7 @@ def up(deployment: Deployment, nodes: int | None, say: Callable[[str], None]) ->
     runs.mkdir(exist_ok=True)
     text = render(
         len(devices),
+        name=project(deployment),
         names=[device.name for device in devices],
         port=deployment.port,
         public=bool(deployment.hosts),
@@ -90,8 +91,9 @@ def down(deployment: Deployment) -> bool:
 
 
 def project(deployment: Deployment) -> str:
-    """The name of its containers and volumes: no other folder's deployment inherits the keys in them."""
-    return f"fedfusion-{hashlib.sha256(bytes(deployment.home)).hexdigest()[:12]}"
+    """The name of its containers and volumes: no deployment elsewhere, or later here, inherits the keys in them."""
+    told = bytes(deployment.home) + (deployment.home / "ca.crt").read_bytes()
+    return f"fedfusion-{hashlib.sha256(told).hexdigest()[:12]}"
 
 
 def _context() -> str | None:
@@ -106,7 +108,7 @@ def _context() -> str | None:
 
 def _compose(deployment: Deployment, *arguments: str) -> None:
     file = deployment.home / "compose.yaml"
-    command = ["docker", "compose", "--project-name", project(deployment), "--file", str(file), *arguments]
+    command = ["docker", "compose", "--file", str(file), *arguments]
     owner = {"FEDFUSION_UID": str(os.getuid()), "FEDFUSION_GID": str(os.getgid())}
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | owner)
     if done.returncode:

@@ -46,7 +46,7 @@ class NormClip:
 
     def __call__(self, updates: Updates, root: Root | None = None) -> tuple[Updates, GuardReport]:
         """Return the rows of `updates` that are believed, and what was done to the others."""
-        finite = torch.isfinite(updates.vectors).all(1)
+        finite = updates.vectors.sum(1, dtype=torch.float64).isfinite()  # a sum of finite float32 is finite
         refused = {
             c: "sent values that are not finite" for c, ok in zip(updates.clients, finite, strict=True) if not ok
         }
@@ -64,5 +64,6 @@ class NormClip:
         factor = shortening(changes, target)
         believed = [i for i in range(len(updates)) if not wild[i]]
         clipped = tuple(updates.clients[i] for i in believed if factor[i] < 1)
-        shortened = updates.with_vectors(updates.vectors * factor[:, None].to(updates.vectors.dtype))
-        return shortened.keep(believed), GuardReport(refused, clipped)
+        if clipped:
+            updates = updates.with_vectors(updates.vectors * factor[:, None].to(updates.vectors.dtype))
+        return updates.keep(believed), GuardReport(refused, clipped)

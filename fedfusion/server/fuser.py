@@ -160,7 +160,8 @@ class Fuser:
         known = [client for task, mine in clients.items() for client in mine if task not in short]
         clients = {task: mine for task, mine in clients.items() if task not in short}
         own = self.trusted.adapters(server_round) if experiment.aggregator.needs_root else adapters[:0]
-        every = torch.cat([adapters[known], own])
+        everyone = known == list(range(len(adapters))) and not len(own)
+        every = adapters if everyone else torch.cat([adapters[known], own])
         core = CoreSpace.of(self.layout, every, self.initial, experiment.fusion.space)
         roots = dict(zip(experiment.suite.tasks, core.project(self.layout, own), strict=False))
         if experiment.aggregate_within == "federation":

@@ -84,8 +84,8 @@ def meet(
         if time.monotonic() > deadline:
             reasons = "".join(f"; node {node}: {why}" for node, why in odd.items())
             raise FedfusionError(
-                f"after {timeout:.0f} s the nodes host {len(known)} of {len(tasks)} clients (start the missing nodes or "
-                f"raise deadline_s){reasons}"
+                f"after {timeout:.0f} s the nodes host {len(known)} of {len(tasks)} clients (start the missing nodes "
+                f"or raise deadline_s){reasons}"
             )
         new = sorted(set(grid.get_node_ids()) - asked)
         asked |= set(new)

@@ -1,6 +1,6 @@
 """From what clients send to what the server believes to have received, and how good it is."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import isfinite, log10, nan
 from statistics import median
@@ -15,6 +15,7 @@ from fedfusion.lora.product import distances, gram, kappa, outside
 from fedfusion.types import Channel, ChannelReport, Layout, Updates
 
 LINEAR = ("nmse", "expected_nmse", "reported_nmse", "snr", "sinr", "privacy_nmse")  # reported in dB
+ROWS = 64  # that are looked at together
 RECEIVED = ("nmse", "expected_nmse", "reported_nmse", "cosine", "sign_agreement")  # means are over what was received
 
 
@@ -55,7 +56,7 @@ class Uplink:
         if self.channel.superposes:
             meant = _task_means(meant)
         fates = [v for v, c in zip(columns.get("nmse", []), sent.clients, strict=True) if c in heard]
-        finite = torch.nonzero(received.vectors.isfinite().all(1))[:, 0].tolist()
+        finite = torch.nonzero(received.vectors.sum(1, dtype=torch.float64).isfinite())[:, 0].tolist()
         arrived = self.uploads(received.keep(finite), sent)
         means = {
             name: _mean([v for v, c in zip(values, sent.clients, strict=True) if name not in RECEIVED or c in heard])
@@ -71,7 +72,7 @@ class Uplink:
             "nmse_median_db": decibel(median(fates)) if fates else None,
             "layers": _layers(meant, received.vectors),
             "product_nmse_db": decibel(_mean(self._product_nmse(meant.keep(finite), arrived))),
-            "kappa": _mean(kappa(sent.layout, kept.start + kept.vectors).flatten().tolist()),
+            "kappa": _mean([v for own in _adapters(kept) for v in kappa(sent.layout, own).flatten().tolist()]),
             "duration_s": max(columns.get("latency_s", []), default=None),
             "jamming": dict(report.jamming),
         }
@@ -80,9 +81,18 @@ class Uplink:
         """NMSE of the change of each product, as the server goes on with it."""
         if self.payload.kind == "product":
             return list(fidelity(meant.vectors, self.payload.pack(arrived).vectors)["nmse"])
-        trained = meant.start + meant.vectors
-        error = distances(meant.layout, arrived.start + arrived.vectors, trained)
-        return (error / distances(meant.layout, trained, meant.start)).tolist()
+        nmse: list[float] = []
+        starts = meant.start.split(ROWS)
+        for trained, came, start in zip(_adapters(meant), _adapters(arrived), starts, strict=True):
+            error = distances(meant.layout, came, trained)
+            nmse += (error / distances(meant.layout, trained, start)).tolist()
+        return nmse
+
+
+def _adapters(updates: Updates) -> Iterator[Tensor]:
+    """What clients trained, a few rows at a time: memory is that of the uploads."""
+    for start, change in zip(updates.start.split(ROWS), updates.vectors.split(ROWS), strict=True):
+        yield start + change
 
 
 def fused_fidelity(layout: Layout, clean: Tensor, received: Tensor) -> dict[str, float | None]:

@@ -8,7 +8,14 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
 
-from fedfusion.deploy.certificates import check_certificates, validity, write_authority, write_device_key, write_server
+from fedfusion.deploy.certificates import (
+    check_certificates,
+    check_hosts,
+    validity,
+    write_authority,
+    write_device_key,
+    write_server,
+)
 from fedfusion.types import FedfusionError
 
 DAY = datetime.timedelta(days=1)
@@ -82,3 +89,27 @@ def test_a_certificate_from_the_future_speaks_of_the_clock_with_both_times(home)
     write_server(home, [], datetime.datetime.now(datetime.UTC) + 2 * DAY)
     with pytest.raises(FedfusionError, match=r"from 20.* on, but the clock of this machine says 20.*set the clock"):
         check_certificates(home)
+
+
+def test_a_host_is_an_address_or_a_name():
+    check_hosts(["192.168.0.1", "fe80::1", "edge.example.org", "my_server", "xn--mnchen-3ya.de", "a" * 63])
+    wrong = [
+        "",
+        "münchen",
+        "192.168.0.1:8000",
+        "192.168.0.300",
+        "http://a:1",
+        "a b",
+        "-a",
+        "a-",
+        "a..b",
+        "a.",
+        "a" * 64,
+    ]
+    for host in wrong:
+        with pytest.raises(FedfusionError, match=f"^--host '{re.escape(host)}': neither an IP address nor a DNS name"):
+            check_hosts(["10.0.0.1", host])
+    with pytest.raises(FedfusionError, match="^--host '', 'a b': neither"):
+        check_hosts(["", "a b"])
+    with pytest.raises(FedfusionError):
+        check_hosts([".".join(["a" * 63] * 4)])

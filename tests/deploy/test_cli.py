@@ -4,6 +4,7 @@ import socket
 import subprocess
 import sys
 
+import psutil
 import pytest
 from typer.testing import CliRunner
 
@@ -11,6 +12,8 @@ from fedfusion.cli import app
 from fedfusion.deploy import init, services
 from fedfusion.deploy.certificates import write_authority, write_server
 from fedfusion.deploy.cli import on_devices
+from fedfusion.deploy.up import check
+from fedfusion.types import FedfusionError
 
 DAY = datetime.timedelta(days=1)
 PORT = 42300
@@ -85,6 +88,31 @@ def test_a_device_that_trusts_another_authority_is_refused_by_name(deployment, t
     refused(deployment, "node-1: ", "is not the certificate of this deployment's authority")
 
 
+@pytest.mark.parametrize("file", ["key", "key.pub", "ca.crt"])
+def test_a_device_without_one_of_its_files_is_refused_by_name(deployment, file):
+    path = deployment.device(1).folder / file
+    path.unlink()
+    deployment.device(1).registration.write_text("7 of-a-key-that-was\n")
+    refused(deployment, f"node-1: {path} is missing")
+    facts = json.loads(deploy("status", "--json").stdout)
+    assert [device["name"] for device in facts["devices"]] == ["node-0", "node-1"]
+
+
+def test_a_device_that_runs_elsewhere_leaves_its_public_key_here(deployment):
+    device = deployment.device(1)
+    for path in (device.key, device.authority):
+        path.unlink()
+    check(deployment, deployment.devices()[:1], {})
+    device.public_key.unlink()
+    with pytest.raises(FedfusionError, match="^node-1: .*key.pub is missing [^\\n]*$"):
+        check(deployment, deployment.devices()[:1], {})
+
+
+def test_a_deployment_in_containers_is_not_started_beside_them(deployment):
+    (deployment.home / "compose.yaml").touch()
+    refused(deployment, "up already, in containers (first: fedfusion deploy down")
+
+
 @pytest.mark.parametrize("days, word", [(-400, "expired at"), (2, "set the clock")])
 def test_a_certificate_that_does_not_hold_now_is_refused(deployment, days, word):
     write_server(deployment.home, [], datetime.datetime.now(datetime.UTC) + days * DAY)
@@ -94,12 +122,13 @@ def test_a_certificate_that_does_not_hold_now_is_refused(deployment, days, word)
 @pytest.mark.parametrize("port, what", [(PORT, "the SuperLink"), (PORT + 2, "node-1")])
 def test_a_port_that_is_taken_is_refused_with_who_has_it(deployment, port, what):
     with socket.create_server(("127.0.0.1", port)):
-        refused(deployment, f"port {port}, which {what} needs, is taken by python", "change port in")
+        refused(deployment, f"port {port}, which {what} needs, is taken by {psutil.Process().name()}", "change port in")
 
 
 def test_more_devices_than_there_are_keys_are_refused(deployment):
     done = deploy("up", "--plain", "--nodes", "3")
     assert done.exit_code == 2 and "has keys of 2 devices" in done.stderr
+    assert "fedfusion deploy init --dir FOLDER --nodes 3" in done.stderr
 
 
 def test_down_without_anything_running_is_no_error(deployment):
@@ -126,3 +155,11 @@ def test_status_of_what_does_not_run_is_an_exit_code_and_tells_why(deployment):
 def test_a_device_that_cannot_reach_its_superlink_says_so(deployment, address, why):
     done = deploy("node", str(deployment.device(0).folder), "--superlink", address)
     assert done.exit_code == 2 and why in done.stderr
+
+
+@pytest.mark.parametrize("file", ["key", "ca.crt"])
+def test_a_device_whose_folder_is_not_whole_says_so(deployment, file):
+    path = deployment.device(0).folder / file
+    path.unlink()
+    done = deploy("node", str(path.parent), "--superlink", f"127.0.0.1:{PORT}")
+    assert done.exit_code == 2 and f"node-0: {path} is missing" in done.stderr

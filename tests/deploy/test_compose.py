@@ -79,7 +79,7 @@ def test_the_laboratory_is_for_this_machine_and_knows_no_keys():
 
 
 def test_with_tls_every_file_comes_from_the_folder_of_the_deployment():
-    file = parsed(folder="/srv/deploy", port=9000)
+    file = parsed(folder="/srv/deploy", port=9000, public=True)
     services, sources = file["services"], {name: secret["file"] for name, secret in file["secrets"].items()}
     assert sources == {
         "ca": "/srv/deploy/ca.crt",
@@ -95,6 +95,19 @@ def test_with_tls_every_file_comes_from_the_folder_of_the_deployment():
     assert "--database=/var/lib/fedfusion/state.db" in services["superlink"]["command"]
     assert "--enable-supernode-auth" in services["superlink"]["command"]
     assert all(service["user"] == "${FEDFUSION_UID:-10001}:${FEDFUSION_GID:-10001}" for service in services.values())
+
+
+def test_only_a_deployment_with_hosts_is_reached_from_elsewhere():
+    assert parsed()["services"]["superlink"]["ports"] == ["127.0.0.1:8000:8000"]
+    assert parsed(public=True)["services"]["superlink"]["ports"] == ["8000:8000"]
+    assert parsed(tls=False, public=True)["services"]["superlink"]["ports"] == ["127.0.0.1:8000:8000"]
+
+
+def test_devices_have_the_names_of_their_folders():
+    file = parsed(names=["node-1", "node-4"])
+    assert list(file["services"])[2:] == ["node-1", "node-4"]
+    assert file["services"]["node-4"]["volumes"][0] == "./nodes/node-4/node.toml:/node/node.toml:ro"
+    assert file["secrets"]["node-4"]["file"] == "./nodes/node-4/key"
 
 
 def test_a_service_is_given_the_secrets_that_it_reads_and_no_other():
@@ -128,9 +141,8 @@ def test_a_supernode_waits_before_it_is_started_again():
     for name, service in parsed()["services"].items():
         if name.startswith("node"):
             script, wait_s = service["command"][1:3]
-            assert script.endswith("/later.py") and float(wait_s) >= 60 and service["restart"] == "on-failure"
-        else:
-            assert service["restart"] == "unless-stopped"
+            assert script.endswith("/later.py") and float(wait_s) >= 60
+        assert service["restart"] == "unless-stopped"  # with the machine, too
 
 
 def test_the_image_is_that_of_the_version_unless_another_is_named():

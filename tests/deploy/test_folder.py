@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 
 from fedfusion.deploy import init
@@ -26,6 +28,15 @@ def test_devices_have_ports_of_their_own_after_that_of_the_superlink(deployment)
     devices = deployment.devices()
     assert [device.name for device in devices] == ["node-0", "node-1", "node-2"]
     assert [deployment.node_port(device) for device in devices] == [42101, 42102, 42103]
+
+
+def test_a_device_whose_folder_is_gone_leaves_the_others_what_they_are(deployment):
+    shutil.rmtree(deployment.device(0).folder)
+    for name in ("node-10", "node-x", "node-1.old"):
+        (deployment.home / "nodes" / name).mkdir()
+    devices = deployment.devices()
+    assert [device.name for device in devices] == ["node-1", "node-2", "node-10"]
+    assert deployment.node_port(devices[0]) == 42102 and devices[0].settings()["partition-id"] == 1
 
 
 def test_fresh_settings_make_each_device_a_part_of_the_whole(deployment):

@@ -8,6 +8,7 @@ import time
 
 import pytest
 from deployed import ENVIRONMENT, FIELD, PATIENCE_S, RUN, Run, command, deploy, eventually, kill, process
+from recovery import recovered, told
 
 from fedfusion.deploy import init, members, services
 from fedfusion.deploy.certificates import write_authority, write_device_key
@@ -62,10 +63,6 @@ def run(home, tmp_path):
         each.close()
 
 
-def recovered(what, since):
-    print(f"\n{what}: {time.monotonic() - since:.0f} s")
-
-
 def online(home):
     deployment = Deployment.at(home)
     known = members.states(deployment)
@@ -92,30 +89,29 @@ def test_status_shows_superlink_certificate_devices_and_runs(home):
     assert facts["runs"] and facts["runs"][0]["status"] == "finished:completed"
 
 
-def test_a_supernode_that_is_killed_comes_back_and_the_round_is_not_lost(run, home, undisturbed):
+def test_a_supernode_that_is_killed_comes_back_and_the_round_is_not_lost(run, home, undisturbed, record_property):
     disturbed = run().after_round(1)
     log = log_file(home, "node-0")
     eventually(lambda: "ROUND 2" in log.read_text().rpartition("SuperNode ID")[2], "a message of round 2")
     killed = kill(home, "node-0", "flower-supernode")
     eventually(lambda: "ended with code -9" in log.read_text().rpartition("ROUND 2")[2], "its end")
     eventually(lambda: "SuperNode ID" in log.read_text().rpartition("ended with code -9")[2], "its return")
-    recovered("SuperNode killed, accepted again after", killed)
     assert disturbed.metrics() == undisturbed
-    recovered("SuperNode killed, run complete after", killed)
+    recovered(record_property, disturbed.folder, killed, "a device's SuperNode is killed while it trains", 2)
 
 
-def test_a_server_app_that_is_killed_is_submitted_again_and_continues(run, home, undisturbed):
+def test_a_server_app_that_is_killed_is_submitted_again_and_continues(run, home, undisturbed, record_property):
     disturbed = run().after_round(1)
     killed = kill(home, "superexec", "flwr-serverapp")
     eventually(lambda: process(home, "superexec", "flwr-serverapp"), "a new server app")
-    recovered("server app killed, started again after", killed)
     assert disturbed.metrics() == undisturbed
     said = disturbed.printed.read_text()
     assert said.count("the server app died; it is started again (1 of federation.restarts=2)") == 1
     assert "continuing after round" in said
+    recovered(record_property, disturbed.folder, killed, "the server app on devices is killed", 2)
 
 
-def test_a_superlink_that_is_killed_is_waited_for(run, home, undisturbed):
+def test_a_superlink_that_is_killed_is_waited_for(run, home, undisturbed, record_property):
     disturbed = run().after_round(1)
     killed = kill(home, "superlink", "flower-superlink")
 
@@ -128,20 +124,27 @@ def test_a_superlink_that_is_killed_is_waited_for(run, home, undisturbed):
 
     eventually(lambda: not there(), "its end")
     eventually(there, "its return")
-    recovered("SuperLink killed, answers again after", killed)
+    answered = round(time.time() - killed)
     assert disturbed.metrics() == undisturbed
     eventually(lambda: online(home), "both devices online")
+    log = (disturbed.folder / "run.log").read_text()
+    assert log.count("Start `flwr-serverapp`") <= 1  # a stream that begins again repeats nothing
+    told(record_property, "the SuperLink of devices is killed; it answers again", "nothing", answered)
 
 
-def test_a_run_that_may_not_start_again_names_its_checkpoint_and_can_be_resumed(run, home, undisturbed):
+def test_a_run_that_may_not_start_again_names_its_checkpoint_and_can_be_resumed(
+    run, home, undisturbed, record_property
+):
     disturbed = run("federation.restarts=0").after_round(1)
     kill(home, "superexec", "flwr-serverapp")
     assert disturbed.end() == 1
     said = disturbed.printed.read_text()
     assert "ended without a result: the server app died; the last checkpoint is" in said and "Traceback" not in said
-    assert f"continue with: fedfusion deploy run --resume {disturbed.folder}" in said
+    assert f"continue with: fedfusion deploy run --dir {home} --resume {disturbed.folder}" in said
     again = run(resume=disturbed.folder)
     assert again.metrics() == undisturbed and "continuing after round" in again.printed.read_text()
+    lost = "nothing after the last checkpoint; it is named"
+    told(record_property, "the server app on devices is killed, and `federation.restarts=0`", lost)
 
 
 def test_a_run_that_is_interrupted_is_stopped_on_the_superlink_and_can_be_resumed(run, home, undisturbed):
@@ -160,12 +163,13 @@ def test_an_error_of_the_run_is_told_as_it_is_and_not_tried_again(run, home):
     assert "allowed-targets" in said and "started again" not in said and "Traceback" not in said
 
 
-def test_a_second_server_on_the_port_is_refused_and_the_first_goes_on(home, tmp_path):
+def test_a_second_server_on_the_port_is_refused_and_the_first_goes_on(home, tmp_path, record_property):
     init.create(tmp_path / "deploy", 1, [], PORT)
     done = deploy("up", "--plain", home=tmp_path / "deploy")
     assert done.returncode == 2 and f"port {PORT}, which the SuperLink needs, is taken by flower" in done.stderr
     assert services.running(tmp_path / "deploy") == []
     reach(f"127.0.0.1:{PORT}", home / "ca.crt")
+    told(record_property, "two SuperLinks on one port", "nothing: the newcomer is refused, the first goes on")
 
 
 def node(folder):
@@ -179,18 +183,38 @@ def copied(home, tmp_path):
     return shutil.copytree(home / "nodes" / "node-0", tmp_path / "node-0", ignore=shutil.ignore_patterns(".flower"))
 
 
-def test_a_device_with_the_authority_of_another_deployment_is_refused(copied, tmp_path):
+def test_a_device_with_the_authority_of_another_deployment_is_refused(copied, tmp_path, record_property):
     write_authority(tmp_path)
     shutil.copy(tmp_path / "ca.crt", copied / "ca.crt")
     done = node(copied)
     assert done.returncode == 2 and "is not certified by" in done.stderr and services.running(copied) == []
+    told(record_property, "a device trusts another authority", "nothing: it is refused, with the reason")
 
 
-def test_a_device_whose_key_is_not_registered_is_refused(copied):
+def test_a_device_whose_key_is_not_registered_is_refused(copied, record_property):
     write_device_key(copied)
     done = node(copied)
     assert done.returncode == 2 and "it is not registered there" in done.stderr, done.stderr
     assert "it tries again in 60 s" in done.stdout and not list(services.members(copied))
+    told(record_property, "a device's key is not registered", "nothing: it is refused, with the reason")
+
+
+def test_a_device_that_is_terminated_leaves_nothing_and_runs_only_once(copied, tmp_path):
+    write_device_key(copied)  # it is refused, and tries again for a minute
+    words = command("deploy", "node", copied, "--superlink", f"127.0.0.1:{PORT}", "--port", PORT + 90)
+    with (tmp_path / "printed").open("w") as file:
+        first = subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT, env=ENVIRONMENT)
+    try:
+        eventually(lambda: process(copied, "node-0", "flower-supernode"), "its SuperNode")
+        second = node(copied)
+        assert second.returncode == 2 and "node-0 runs already (process" in second.stderr, second.stderr
+        assert first.poll() is None and services.running(copied) == ["node-0"]
+        first.terminate()
+        assert first.wait(PATIENCE_S) == 143 and not list(services.members(copied))
+    finally:
+        first.kill()
+        first.wait()
+        services.stop(copied)
 
 
 def test_new_keys_replace_the_former_ones_in_a_deployment_that_is_up(home, copied):
