@@ -1,8 +1,9 @@
 """What is lost when something breaks, and how long it takes to recover: from the slow tests that break it.
 
-    python -m experiments.faults.measure
+    python -m experiments.faults.measure [tests/faults/test_ray.py ...]
 
-runs `pytest -m slow tests/faults`, with real processes and `kill -9`, and writes what the tests say of themselves.
+runs `pytest -m slow` on tests/faults or the files given, with real processes and `kill -9`, and writes what the tests
+that passed say of themselves; rows of other files stay as they are.
 """
 
 import json
@@ -13,17 +14,21 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 ROOT = Path(__file__).parent.parent.parent
+OUT = Path(__file__).with_name("faults.json")
 
 
 def main() -> None:
+    files = sys.argv[1:] or ["tests/faults"]
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.xml")
-        command = [sys.executable, "-m", "pytest", "-m", "slow", "tests/faults", f"--junitxml={report}", *sys.argv[1:]]
+        command = [sys.executable, "-m", "pytest", "-m", "slow", *files, f"--junitxml={report}"]
         code = subprocess.run(command, cwd=ROOT).returncode
-        cases = ElementTree.parse(report).getroot().iter("testcase")
-        rows = [row for case in cases if (row := told(case))]
-    out = Path(__file__).with_name("faults.json")
-    out.write_text(json.dumps(rows, indent=1) + "\n")
+        cases = list(ElementTree.parse(report).getroot().iter("testcase"))
+    ran = {where(case) for case in cases}
+    before = json.loads(OUT.read_text()) if OUT.is_file() else []
+    rows = [row for row in before if row["test"].partition("::")[0] not in ran]
+    rows += [row for case in cases if (row := told(case))]
+    OUT.write_text(json.dumps(sorted(rows, key=lambda row: row["test"]), indent=1) + "\n")
     raise SystemExit(code)
 
 
@@ -32,9 +37,12 @@ def told(case: ElementTree.Element) -> dict[str, str]:
     said = {str(p.get("name")): str(p.get("value")) for p in case.iter("property")}
     if "fault" not in said or any(case.find(kind) is not None for kind in ("failure", "error", "skipped")):
         return {}
-    return said | {
-        "test": f"{str(case.get('classname')).rpartition('.')[2]}::{str(case.get('name')).partition('[')[0]}"
-    }
+    return said | {"test": f"{where(case)}::{str(case.get('name')).partition('[')[0]}"}
+
+
+def where(case: ElementTree.Element) -> str:
+    """The file of a test."""
+    return str(case.get("classname")).rpartition(".")[2]
 
 
 if __name__ == "__main__":
