@@ -64,6 +64,8 @@ def up(
     if not plain and docker.available():
         docker.up(deployment, nodes, typer.echo)
         return
+    if not plain:
+        typer.echo("no Docker engine answers here: plain processes")
     up(deployment, nodes, typer.echo)
     typer.echo(f"logs       {folder / 'logs'}\nnext       fedfusion deploy run --dir {folder}")
 

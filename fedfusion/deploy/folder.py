@@ -28,7 +28,7 @@ data-path = "data"     # folder of its own data, from this file's folder on; no 
 partition-id = {partition}       # which part of the clients live here, of the
 num-partitions = {partitions}     # parts that all devices share
 
-# tasks = "emnist"     # tasks it takes part in, separated by commas; without this line all
+# tasks = "sst2,subj"  # tasks it takes part in, separated by commas; without this line all
 # max-steps = 100      # local steps a round that it agrees to
 # max-memory-mb = 4000 # what a training process may allocate
 # allowed-targets = "shipped,mymodels.*"  # whose code a configuration may name; without this line that of fedfusion
@@ -100,7 +100,8 @@ class Device:
         wrong = [f"'{key}' is no setting (choose from {', '.join(DEVICE_KEYS)})" for key in found.keys() - DEVICE_KEYS]
         for key, kind in DEVICE_KEYS.items():
             if key in found and type(found[key]) is not kind:
-                wrong.append(f"'{key}' must be {'text' if kind is str else 'a whole number'}, got {found[key]!r}")
+                what, hint = ("text", " (separate names by commas)") if kind is str else ("a whole number", "")
+                wrong.append(f"'{key}' must be {what}, got {found[key]!r}{hint}")
         for key in ("max-steps", "max-memory-mb"):
             if not wrong and found.get(key, 1) < 1:
                 wrong.append(f"'{key}' must be at least 1, got {found[key]}")

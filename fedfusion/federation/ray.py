@@ -107,7 +107,7 @@ class Ray:
             except (ConnectionError, ValueError, RuntimeError) as error:
                 raise FedfusionError(
                     f"federation.address={self.address}: Ray cannot be reached or started "
-                    f"({str(error).splitlines()[0]})"
+                    f"({str(error).splitlines()[0]}; start a cluster with `ray start --head`, or set it to null)"
                 ) from error
         try:
             self.fits([node["Resources"] for node in ray.nodes() if node["Alive"]])

@@ -94,7 +94,7 @@ def meet(
         for reply in sorted(replies, key=lambda reply: reply.metadata.src_node_id):
             node = reply.metadata.src_node_id
             if reply.has_error() and reply.error.code not in GONE:
-                raise FedfusionError(f"a node cannot start: {reason_of(reply)}")
+                raise FedfusionError(f"node {node} cannot start: {reason_of(reply)}")
             try:
                 if reply.has_error():  # it is asked again
                     asked.discard(node)

@@ -14,6 +14,7 @@ from fedfusion.types import Layout, TaskSuite, Updates
 
 Moments = dict[str, tuple[Tensor, Tensor]]
 REPORTED = "num_examples", "train_loss", "accuracy", "loss"  # what every client has to say of its training
+CLASS = re.compile(r"<class '[\w.]+'>:<['\"](.*)['\"]>$", re.S)  # how a SuperNode tells of an exception
 LONGEST = 500  # characters of a reason
 SILENT = "did not answer before the deadline"
 
@@ -160,9 +161,11 @@ def _flaw(reply: Message, client: int, layout: Layout) -> str | None:
 
 
 def reason_of(reply: Message) -> str:
-    """The last line of an error: what was raised, not where."""
-    lines = (reply.error.reason or "").strip().splitlines()
-    return plain(lines[-1]) if lines else f"error {reply.error.code}"
+    """What was raised, not where: all that an exception said, or the last line of a traceback."""
+    reason = (reply.error.reason or "").strip()
+    if told := CLASS.match(reason):
+        return plain("; ".join(told[1].splitlines()))
+    return plain(reason.splitlines()[-1]) if reason else f"error {reply.error.code}"
 
 
 def plain(reason: str) -> str:

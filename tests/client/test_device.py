@@ -226,7 +226,7 @@ def test_clients_are_dealt_to_the_devices_that_hold_their_task(text, tmp_path):
 def test_a_device_with_another_version_is_refused_before_training(text, tmp_path):
     grid = InlineGrid(client_app, 1, 60.0)
     grid.contexts[1].node_config["data-path"] = str(tmp_path)
-    with pytest.raises(FedfusionError, match="a node cannot start: .*the server has fedfusion 9.9, this device"):
+    with pytest.raises(FedfusionError, match="node 1 cannot start: .*the server has fedfusion 9.9, this device"):
         told = {"version": "9.9", "base": "", "classes": "{}"}
         meeting.meet(grid, text, ["upright-digit"] * 4, 5.0, facts=told, simulated=False)
 

@@ -22,7 +22,7 @@ def test_meeting_learns_who_hosts_whom_and_reports_a_node_that_cannot_start():
     assert {k: list(v) for k, v in met.hosted.items()} == {3: [0, 1], 2: [2, 3], 1: [4, 5]}
     with pytest.raises(FedfusionError, match="the nodes host 6 of 7 clients"):
         meet(InlineGrid(app, 3, 10.0), "{}", ["task"] * 7, timeout=0.3)
-    with pytest.raises(FedfusionError, match="a node cannot start"):
+    with pytest.raises(FedfusionError, match="node 1 cannot start"):
         meet(InlineGrid(ClientApp(), 1, 10.0), "{}", ["task"], timeout=5.0)
 
 

@@ -428,3 +428,5 @@ def test_what_another_machine_says_is_one_line():
     error = Message(Error(2, "Traceback\n  x\n" + "\x1b[31mno\x1b[0m" * 900), reply_to=question(8))
     _, dropped, _ = collect([error], (1,))
     assert "\x1b" not in dropped[1] and len(dropped[1]) == 500
+    told = Error(2, "<class 'fedfusion.types.FedfusionError'>:<'too\nmany steps'>")  # as a SuperNode has it
+    assert collect([Message(told, reply_to=question(8))], (1,))[1] == {1: "too; many steps"}
