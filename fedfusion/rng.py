@@ -1,7 +1,11 @@
 """Named randomness: every random draw comes from a generator with a name."""
 
 import hashlib
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+import numpy as np
 import torch
 
 
@@ -22,3 +26,16 @@ def seed_of(seed: int, *labels: str | int) -> int:
 def generator(seed: int, *labels: str | int) -> torch.Generator:
     """A torch generator named `(seed, stage, round, client)`; the same name gives the same bits anywhere."""
     return torch.Generator().manual_seed(seed_of(seed, *labels))
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed the global generators of Python and numpy, from which Flower draws, and give them back as they were."""
+    before = random.getstate(), np.random.get_state()
+    random.seed(seed)
+    np.random.seed([seed & 0xFFFFFFFF, seed >> 32])
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])

@@ -2,11 +2,9 @@
 
 import copy
 import secrets
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -16,7 +14,7 @@ from fedfusion.client.train import Job, Trained
 from fedfusion.config import Experiment
 from fedfusion.lora.model import LoraModel
 from fedfusion.lora.product import restrict
-from fedfusion.rng import seed_of
+from fedfusion.rng import seed_of, seeded
 from fedfusion.types import FedfusionError
 
 
@@ -78,7 +76,7 @@ def protected(
             }
         )
         named = seed_of(experiment.seed, "mods", server_round, job.client)
-        with _numpy_seeded(named if experiment.federation.simulated else secrets.randbits(64)):
+        with seeded(named if experiment.federation.simulated else secrets.randbits(64)):
             reply = _composed(experiment.client.mods, answer)(asked, context)
         if reply.has_error():
             raise FedfusionError(f"client.mods: {reply.error.reason}")
@@ -108,14 +106,3 @@ def _composed(mods: Sequence[Callable[..., Message]], answer: RecordDict) -> Cli
         return Message(answer, reply_to=message)
 
     return app
-
-
-@contextmanager
-def _numpy_seeded(seed: int) -> Iterator[None]:
-    """Seed numpy's global generator in the block, and give it back as it was."""
-    before = np.random.get_state()
-    np.random.seed([seed & 0xFFFFFFFF, seed >> 32])
-    try:
-        yield
-    finally:
-        np.random.set_state(before)

@@ -30,7 +30,7 @@ def train(
     """Train the global adapter on the data of one client, and send it back with what a strategy weighs it by."""
     facts = message.content.config_records["config"]
     start, head, task = (
-        _adapter(message, model),
+        adapter_of(message.content.array_records["arrays"], model),
         _head(message, model, experiment, client),
         experiment.suite.task_of(client),
     )
@@ -51,12 +51,15 @@ def train(
 def measure(message: Message, experiment: Experiment, model: LoraModel, client: int) -> Message:
     """Measure the global adapter on the test data of one client."""
     test, head = experiment.suite.test(experiment.suite.task_of(client)), _head(message, model, experiment, client)
-    figures: dict[str, Any] = {"num-examples": len(test), **evaluate(model, _adapter(message, model), test, head)}
+    figures: dict[str, Any] = {
+        "num-examples": len(test),
+        **evaluate(model, adapter_of(message.content.array_records["arrays"], model), test, head),
+    }
     return Message(RecordDict({"metrics": MetricRecord(figures)}), reply_to=message)
 
 
-def _adapter(message: Message, model: LoraModel) -> Tensor:
-    arrays = message.content.array_records["arrays"]
+def adapter_of(arrays: ArrayRecord, model: LoraModel) -> Tensor:
+    """The adapter `[d]` that a record of Flower's holds."""
     return model.layout.flatten({name: torch.from_numpy(array.numpy().copy()) for name, array in arrays.items()})
 
 

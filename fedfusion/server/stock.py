@@ -11,19 +11,20 @@ from flwr.serverapp import Grid
 from safetensors.torch import save, save_file
 
 from fedfusion.client.device import facts
+from fedfusion.client.stock import adapter_of
 from fedfusion.config import Experiment
 from fedfusion.lora.model import LoraModel
 from fedfusion.server.checkpoint import Checkpoints, folders
 from fedfusion.server.evaluation import Evaluator, summary
 from fedfusion.server.meeting import meet
 from fedfusion.server.nodes import Nodes
-from fedfusion.server.stock_strategy import StockStrategy, adapter_of
+from fedfusion.server.stock_strategy import StockStrategy
+from fedfusion.server.strategy import STARTUP_S
 from fedfusion.tasks.heads import PrototypeHead
 from fedfusion.tracking import Jsonl, Terminal
 from fedfusion.types import FedfusionError
 
-STARTUP_S = 600.0  # nodes have this long to appear
-REGISTERED_S = 30.0  # and simulated ones this long after the first
+REGISTERED_S = 30.0  # simulated nodes have this long to appear after the first
 
 
 def serve_stock(grid: Grid, experiment: Experiment, experiment_json: str, run_dir: Path) -> dict[str, Any]:

@@ -1,23 +1,21 @@
 """A strategy of Flower's behind attack and channel: who is drawn, what arrives, and what there is to say of it."""
 
-import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from math import isfinite
 from typing import Any, cast
 
-import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
+from fedfusion.client.stock import adapter_of
 from fedfusion.config import Experiment
 from fedfusion.lora.model import LoraModel
 from fedfusion.lora.payload import Payload
-from fedfusion.rng import generator, seed_of
+from fedfusion.rng import generator, seed_of, seeded
 from fedfusion.server.evaluation import Evaluator, Scores, summary
 from fedfusion.server.uplink import Uplink, decibel
 from fedfusion.server.uploads import SILENT, reason_of
@@ -79,7 +77,7 @@ class StockStrategy(WirelessStrategy):
     ) -> Iterable[Message]:
         """Let `inner` draw the clients of the round, from nodes in the order of their clients."""
         config.update(self.told)
-        with _seeded(self.seed, "sample", server_round):
+        with seeded(seed_of(self.seed, "sample", server_round)):
             messages = list(super().configure_train(server_round, arrays, config, self._ordered(grid)))
         self.chosen = sorted(self.clients[message.metadata.dst_node_id] for message in messages)
         for tracker in self.trackers:
@@ -99,7 +97,7 @@ class StockStrategy(WirelessStrategy):
             for reply in replies
             if not reply.has_error()
         }
-        with _seeded(self.seed, "strategy", server_round):
+        with seeded(seed_of(self.seed, "strategy", server_round)):
             try:
                 arrays, metrics = super().aggregate_train(server_round, replies)
             except FedfusionError:
@@ -140,7 +138,7 @@ class StockStrategy(WirelessStrategy):
         if self.experiment.evaluation == "server":
             return []
         config.update(self.told)
-        with _seeded(self.seed, "evaluate", server_round):
+        with seeded(seed_of(self.seed, "evaluate", server_round)):
             return list(super().configure_evaluate(server_round, arrays, config, self._ordered(grid)))
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
@@ -236,11 +234,6 @@ class StockStrategy(WirelessStrategy):
         return found
 
 
-def adapter_of(arrays: ArrayRecord, model: LoraModel) -> Tensor:
-    """The adapter `[d]` that a record of Flower's holds."""
-    return model.layout.flatten({name: torch.from_numpy(array.numpy().copy()) for name, array in arrays.items()})
-
-
 class _Ordered:
     """A grid whose nodes come in a given order."""
 
@@ -252,20 +245,6 @@ class _Ordered:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._grid, name)
-
-
-@contextmanager
-def _seeded(*labels: int | str) -> Iterator[None]:
-    """Name the draws that Flower takes from the global generators, and give those back as they were."""
-    seed, *stage = labels
-    before, named = (random.getstate(), np.random.get_state()), seed_of(int(seed), *stage)
-    random.seed(named)
-    np.random.seed([named & 0xFFFFFFFF, named >> 32])
-    try:
-        yield
-    finally:
-        random.setstate(before[0])
-        np.random.set_state(before[1])
 
 
 def _mean(values: Sequence[float]) -> float:
