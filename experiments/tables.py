@@ -48,7 +48,7 @@ def scale(results: dict) -> str:
 def faults(rows: list) -> str:
     """What is lost when something breaks."""
     lines = ["| fault | what is lost | recovered in | test |", "|---|---|---:|---|"]
-    for row in rows:
+    for row in sorted(rows, key=lambda row: "recovered_s" not in row):
         seconds = f"{row['recovered_s']} s" if "recovered_s" in row else ""
         name = textwrap.shorten(row["test"].partition("::")[2].removeprefix("test_").replace("_", " "), 60)
         lines.append(f"| {row['fault']} | {row['lost']} | {seconds} | `{row['test'].partition('::')[0]}`: {name} |")
