@@ -17,7 +17,7 @@ demo: .venv/.ready ## Set up and run the main job: sixteen devices, eight tasks,
 	$(BIN)/fedfusion run experiment=quickstart
 
 test: .venv/.ready ## Set up and run the tests, under 8 minutes on 2 cores
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist loadscope
 
 test-slow: .venv/.ready ## The tests that take longer
 	$(BIN)/python -m pytest -m slow
