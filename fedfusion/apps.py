@@ -101,17 +101,16 @@ def train(message: Message, context: Context) -> Message:
             )
             for client, start in zip(_ids(facts), tensors["start"], strict=True)
         ]
-        trained = []
+        trained, server_round = [], int(str(facts["round"]))
         for start in range(0, len(jobs), experiment.client.cohort_size):  # a device has one message for all it hosts
             trained += experiment.client(
                 model,
                 jobs[start : start + experiment.client.cohort_size],
                 seed=experiment.seed,
-                server_round=int(str(facts["round"])),
+                server_round=server_round,
                 tasks=tensors.get("tasks"),
                 own=own,
             )
-        server_round = int(str(facts["round"]))
         trained, privacy = protected(experiment, model, jobs, trained, server_round, message, context)
         arrays |= encode(np.stack([result.update.numpy() for result in trained]), experiment.wire)
         for job, result in zip(jobs, trained, strict=True):

@@ -2,7 +2,6 @@
 
 import os
 import sys
-import time
 import uuid
 from collections.abc import Iterable
 
@@ -11,6 +10,8 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
+
+from fedfusion.server.nodes import remaining_s
 
 
 def python_path() -> str:
@@ -21,11 +22,6 @@ def python_path() -> str:
 def failure(message: Message, reason: str) -> Message:
     """Answer `message` with an error."""
     return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
-
-
-def remaining_s(message: Message) -> float:
-    """Seconds until `message` expires; nobody wants an answer to it after that."""
-    return message.metadata.created_at + message.metadata.ttl - time.time()
 
 
 class VirtualGrid(Grid):

@@ -12,7 +12,8 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from omegaconf import DictConfig
 
-from fedfusion.federation.grid import VirtualGrid, failure, remaining_s
+from fedfusion.federation.grid import VirtualGrid, failure
+from fedfusion.server.nodes import remaining_s
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from flwr.app import Message, RecordDict
 from flwr.common import log
 
 from fedfusion.federation.actors import Actors, Call, Seat
-from fedfusion.federation.grid import VirtualGrid, failure, remaining_s
+from fedfusion.federation.grid import VirtualGrid, failure
+from fedfusion.server.nodes import remaining_s
 
 if TYPE_CHECKING:
     from fedfusion.federation.ray import Ray

@@ -131,7 +131,7 @@ class Nodes:
         at_once = None if self.devices else IN_FLIGHT  # a device that hangs keeps nobody else waiting
         progress(0, total)
         while time.monotonic() - last < timeout + GRACE_S:
-            free = None if at_once is None else at_once - len(waiting)
+            free = None if at_once is None else max(at_once - len(waiting), 0)  # those asked again count, too
             waiting |= self._send(grid, [*absent.back(grid), *islice(unsent, free)], absent)
             if not waiting and not absent.messages:
                 break
@@ -149,13 +149,13 @@ class Nodes:
                 last, pause = time.monotonic(), PAUSES_S[0]
                 progress(answered, total)
             else:
-                waiting = {key: message for key, message in waiting.items() if _left_s(message) > 0}
+                waiting = {key: message for key, message in waiting.items() if remaining_s(message) > 0}
                 time.sleep(pause)
                 pause = min(2 * pause, PAUSES_S[1])
 
     def _send(self, grid: Grid, messages: Iterable[Message], absent: "_Absent") -> dict[str, Message]:
         """Push messages that have time left, and remember whom each asks for."""
-        outgoing = [message for message in messages if _left_s(message) > SHORTEST_S]
+        outgoing = [message for message in messages if remaining_s(message) > SHORTEST_S]
         pushed = list(zip(grid.push_messages(outgoing) if outgoing else (), outgoing, strict=True))
         sent = {key: message for key, message in pushed if key}
         for message in (message for key, message in pushed if not key):  # its node is not known any more
@@ -195,7 +195,7 @@ class _Absent:
 
     def back(self, grid: Grid) -> list[Message]:
         """Those whose node is there again, as new messages; looks once a second."""
-        self.messages = [message for message in self.messages if _left_s(message) > SHORTEST_S]
+        self.messages = [message for message in self.messages if remaining_s(message) > SHORTEST_S]
         if not self.messages or time.monotonic() - self.looked < 1.0:
             return []
         self.looked, there = time.monotonic(), set(grid.get_node_ids())
@@ -217,12 +217,12 @@ def _singly(message: Message, clients: Collection[int]) -> Iterable[Message]:
 def _copy(message: Message, content: RecordDict) -> Message:
     """A message like another, that expires when it does."""
     meta = message.metadata
-    ttl = max(_left_s(message), SHORTEST_S / 2)
+    ttl = max(remaining_s(message), SHORTEST_S / 2)
     return Message(content, meta.dst_node_id, meta.message_type, group_id=meta.group_id, ttl=ttl)
 
 
-def _left_s(message: Message) -> float:
-    """Seconds until a message expires."""
+def remaining_s(message: Message) -> float:
+    """Seconds until `message` expires; nobody wants an answer to it after that."""
     return message.metadata.created_at + message.metadata.ttl - time.time()
 
 

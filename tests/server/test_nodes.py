@@ -430,3 +430,18 @@ def test_what_another_machine_says_is_one_line():
     assert "\x1b" not in dropped[1] and len(dropped[1]) == 500
     told = Error(2, "<class 'fedfusion.types.FedfusionError'>:<'too\nmany steps'>")  # as a SuperNode has it
     assert collect([Message(told, reply_to=question(8))], (1,))[1] == {1: "too; many steps"}
+
+
+def test_a_group_that_is_asked_again_may_go_beyond_what_waits_at_the_same_time():
+    app = ClientApp()
+
+    @app.train()
+    def train(message, context):
+        raise RuntimeError("out of battery")
+
+    everyone = list(range(80))
+    nodes, heads = Nodes("{}", {1: everyone}), {f"task-{client}": None for client in everyone}
+    uploads = Uploads(everyone, LAYOUT)
+    messages = nodes.messages(1, nodes.groups(everyone, 2), torch.zeros(80, 4), Suite(), heads, {})
+    nodes.exchange(InlineGrid(app, 1, 10.0), messages, 80, 5.0, lambda *_: None, uploads.take)
+    assert set(uploads.dropped.values()) == {"RuntimeError: out of battery"} and len(uploads.dropped) == 80
