@@ -70,7 +70,8 @@ class VirtualGrid(Grid):
         """Take messages; they are handled when replies are pulled."""
         ids = []
         for message in messages:
-            message.metadata.__dict__["_message_id"] = uuid.uuid4().hex  # as a SuperLink does on arrival
+            if not message.metadata.message_id:
+                message.metadata.__dict__["_message_id"] = uuid.uuid4().hex  # as a SuperLink does on arrival
             self.waiting[message.metadata.message_id] = message
             ids.append(message.metadata.message_id)
         return ids

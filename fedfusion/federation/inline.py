@@ -13,6 +13,7 @@ from flwr.clientapp import ClientApp
 from omegaconf import DictConfig
 
 from fedfusion.federation.grid import VirtualGrid, failure
+from fedfusion.federation.recorded import remembering
 from fedfusion.server.nodes import remaining_s
 
 
@@ -32,7 +33,7 @@ class Inline:
 
         experiment = build(cfg)
         nodes = experiment.suite.num_clients if experiment.server.stock else 1
-        grid = InlineGrid(client_app, nodes, experiment.deadline_s)
+        grid = remembering(InlineGrid(client_app, nodes, experiment.deadline_s), cfg)
         server_app(grid, Context(1, 0, {}, RecordDict(), {"config": to_json(cfg)}))
 
 

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 
 from fedfusion.federation.actors import environment
 from fedfusion.federation.raygrid import RayGrid
+from fedfusion.federation.recorded import remembering
 from fedfusion.types import FedfusionError
 
 CLIENT_APP = "fedfusion.apps:client_app"
@@ -112,7 +113,7 @@ class Ray:
         try:
             self.fits([node["Resources"] for node in ray.nodes() if node["Alive"]])
             nodes = experiment.suite.num_clients if experiment.server.stock else self.actors
-            grid = RayGrid(CLIENT_APP, nodes, experiment.deadline_s, self, threads)
+            grid = remembering(RayGrid(CLIENT_APP, nodes, experiment.deadline_s, self, threads), cfg)
             server_app(grid, Context(1, 0, {}, RecordDict(), {"config": to_json(cfg)}))
         finally:
             if started:

@@ -12,6 +12,7 @@ from torch import Tensor
 from fedfusion.client.train import evaluate
 from fedfusion.lora.model import LoraModel
 from fedfusion.lora.product import CoreSpace
+from fedfusion.server.store import Store
 from fedfusion.tasks.heads import Head, HeadSource, LanguageHead, PrototypeHead, Prototypes
 from fedfusion.types import Layout, Probe, Samples, TaskSuite, concatenate
 
@@ -49,12 +50,22 @@ class Evaluator:
         Names the draw of the root set.
     head
         What turns features into labels; where labels are tokens, it is the model's own output embeddings.
+    store
+        Where scores are kept, and looked up before anything is measured.
     """
 
-    def __init__(self, suite: TaskSuite, model: LoraModel, seed: int, head: HeadSource | None = None) -> None:
+    def __init__(
+        self,
+        suite: TaskSuite,
+        model: LoraModel,
+        seed: int,
+        head: HeadSource | None = None,
+        store: Store | None = None,
+    ) -> None:
         self.suite = suite
         self.model = self.wide = model
         self.seed = seed
+        self.store = store
         self.base = model.initial  # B = 0: the base model itself
         self.last: tuple[Tensor, Scores] | None = None
         self.roots = {task: suite.root(task, seed) for task in suite.tasks}
@@ -78,7 +89,7 @@ class Evaluator:
 
     def single(self, task: str, adapter: Tensor) -> dict[str, float]:
         """Accuracy and loss of `adapter [d]` on the test set of one task."""
-        return evaluate(self.model, adapter, self.suite.test(task), self.heads[task])
+        return self._measured(self.model, adapter, task)
 
     def accuracy(self, task: str, adapter: Tensor, samples: Samples) -> float:
         """Accuracy of `adapter [d]` on other samples of one task."""
@@ -92,9 +103,22 @@ class Evaluator:
             task = self.suite.task_of(client)
             key = task, hashlib.sha256(adapters[client].numpy().tobytes()).digest()
             if key not in known:
-                known[key] = evaluate(model, adapters[client], self.suite.test(task), self.heads[task])
+                known[key] = self._measured(model, adapters[client], task)
             scores[client] = known[key]
         return scores
+
+    def _measured(self, model: LoraModel, adapter: Tensor, task: str) -> dict[str, float]:
+        """Accuracy and loss of an adapter on the test set of a task, where the store has them not yet."""
+        head = self.heads[task]
+
+        def measure() -> dict[str, float]:
+            return evaluate(model, adapter, self.suite.test(task), head)
+
+        if self.store is None:
+            return measure()
+        parts = (head.to_tensor(),) if isinstance(head, PrototypeHead) else ()
+        layout = repr((model.layout.names, model.layout.shapes))
+        return self.store.scores(self.store.key("scores", task, layout, adapter, *parts), measure)
 
     def exact_match(self, model: LoraModel, adapter: Tensor, task: str, rows: int) -> float:
         """Share of the first `rows` test samples whose generated response begins with the given one, end included."""

@@ -33,7 +33,7 @@ from fedfusion.server.trusted import Judge, TrustedSet
 from fedfusion.server.uplink import Uplink, decibel, fused_fidelity
 from fedfusion.server.uploads import Uploads
 from fedfusion.tracking import Tracker
-from fedfusion.types import FedfusionError, Layout, Repair, RunFailed, Updates
+from fedfusion.types import FedfusionError, Layout, Realigner, Repair, RunFailed, Updates
 
 SANE = NormClip(clip=100.0, refuse=100.0)  # what training can have given
 STAGES = (
@@ -97,6 +97,7 @@ class RoundStrategy(Strategy):
         self.checkpoints = checkpoints
         self.suite = experiment.suite
         self.started = time.monotonic()
+        self.training_s = 0.0  # since then, in which clients were waited for
         self.nodes = Nodes(experiment_json, {})
         self.moved: list[int] = []
         self.byzantine = experiment.byzantine()
@@ -360,29 +361,23 @@ class RoundStrategy(Strategy):
                 tracker.started(self.state.history, num_rounds)
         self.summary()
         result = Result()
-        try:
-            rank = max(1, self.evaluator.model.layout.rank)
-            patience = max(timeout, STARTUP_S)
-            held = [self.suite.task_of(client) for client in range(self.suite.num_clients)]
-            own = facts(self.suite, self.model)
-            self.nodes = meet(
-                grid, self.experiment_json, held, patience, rank, own, self.experiment.federation.simulated
-            )
-            for server_round in range(len(self.state.history) + 1, num_rounds + 1):
-                uploads, report = self._uploads(server_round), partial(self._report, server_round)
-                messages = self.configure_train(server_round, ArrayRecord(), ConfigRecord(), grid)
-                self.nodes.exchange(grid, messages, len(uploads.row), timeout, report, uploads.take)
-                result.arrays, metrics = self.learn(server_round, uploads)
-                result.train_metrics_clientapp[server_round] = metrics
-                if self.experiment.evaluation == "clients":
-                    self._ask(grid, server_round, timeout)
-                self._save(server_round)
-                for tracker in self.trackers:
-                    with self.checkpoints.writing(metrics_file):
-                        tracker.finished(self.state.history[-1])
-        finally:
+        rank = max(1, self.evaluator.model.layout.rank)
+        patience = max(timeout, STARTUP_S)
+        held = [self.suite.task_of(client) for client in range(self.suite.num_clients)]
+        own = facts(self.suite, self.model)
+        self.nodes = meet(grid, self.experiment_json, held, patience, rank, own, self.experiment.federation.simulated)
+        for server_round in range(len(self.state.history) + 1, num_rounds + 1):
+            uploads, report = self._uploads(server_round), partial(self._report, server_round)
+            messages = self.configure_train(server_round, ArrayRecord(), ConfigRecord(), grid)
+            self.nodes.exchange(grid, messages, len(uploads.row), timeout, report, uploads.take)
+            result.arrays, metrics = self.learn(server_round, uploads)
+            result.train_metrics_clientapp[server_round] = metrics
+            if self.experiment.evaluation == "clients":
+                self._ask(grid, server_round, timeout)
+            self._save(server_round)
             for tracker in self.trackers:
-                tracker.close()
+                with self.checkpoints.writing(metrics_file):
+                    tracker.finished(self.state.history[-1])
         return result
 
     def configure_train(
@@ -485,7 +480,7 @@ class RoundStrategy(Strategy):
         """The state before round one, with the scores of the base and of the few-shot control."""
         base, repair = self.evaluator.base, self.experiment.realign
         repair = FewShot() if isinstance(repair, Unaligned) else repair
-        control = repair(base, self._repair({}, 0))
+        control = self._control(repair)
         n = self.suite.num_clients
         reference = {"base": self.evaluator(base), "control": self.evaluator(control)}
         adapters = self.model.initial.expand(n, -1)  # one row in memory until they differ
@@ -495,6 +490,15 @@ class RoundStrategy(Strategy):
         heard, errors = torch.zeros(n, dtype=torch.long), torch.full((n,), torch.nan)
         realigned = base if isinstance(self.experiment.realign, Unaligned) else control
         return State(adapters, heard, base, realigned, merged, moments, uploads, errors, {}, {}, {}, reference)
+
+    def _control(self, repair: Realigner) -> Tensor:
+        """The base realigned with the same few shots, without any task vector."""
+        base, store = self.evaluator.base, self.evaluator.store
+        if store is None:
+            return repair(base, self._repair({}, 0))
+        layout = self.evaluator.model.layout
+        key = store.key("control", repr(repair), repr((layout.names, layout.shapes)))
+        return store.vector(key, lambda: repair(base, self._repair({}, 0)))
 
     def _resumed(self) -> State | None:
         """The state of the last checkpoint, if there is one."""

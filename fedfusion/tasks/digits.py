@@ -1,14 +1,13 @@
 """`digits8`: eight tasks made from real handwritten digits, small enough to ship with the package."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from datasets import Dataset
-from flwr_datasets.partitioner import Partitioner
 from torch import Tensor
 
 from fedfusion import assets
@@ -121,12 +120,15 @@ class Digits8:
     Alpaydin, Kaynak, "Optical Recognition of Handwritten Digits", UCI, 1998, https://doi.org/10.24432/C50P49
     """
 
-    partitioner: Callable[..., Partitioner]
+    partitioner: Callable[..., Any]
     tasks: Sequence[str] = tuple(TASKS)
     clients_per_task: int = 2
     shots: int = 3
     unlabelled: int = 0
     trusted: int = 0
+    _shares: dict[tuple[str, int], tuple[Tensor, ...]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         for task in self.tasks:
@@ -173,10 +175,12 @@ class Digits8:
 
     def train(self, client: int, seed: int) -> Samples:
         """The client's share of its task's 1000 training images."""
-        samples = _task(self.task_of(client), "train")
-        table = Dataset.from_dict({"label": samples.labels.tolist()})
-        shares = split(table, self.task_of(client), self.clients_per_task, self.partitioner, seed)
-        return samples.take(shares[client % self.clients_per_task])
+        task = self.task_of(client)
+        samples = _task(task, "train")
+        if (task, seed) not in self._shares:
+            table = {"label": samples.labels.tolist()}
+            self._shares[task, seed] = split(table, task, self.clients_per_task, self.partitioner, seed)
+        return samples.take(self._shares[task, seed][client % self.clients_per_task])
 
     def root(self, task: str, seed: int) -> Samples:
         """`shots` samples of each class, drawn from the root pool by `seed`."""

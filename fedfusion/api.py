@@ -1,0 +1,175 @@
+"""Runs from Python: `fedfusion.run(["channel=mimo", "seed=1"]).to_frame()`."""
+
+import contextlib
+import json
+import logging
+import shlex
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from omegaconf import DictConfig, OmegaConf
+
+from fedfusion import config, hub
+from fedfusion.server.checkpoint import Checkpoints, write_atomically
+from fedfusion.types import FedfusionError
+
+if TYPE_CHECKING:
+    import pandas
+
+THIRD_PARTIES = ("flwr", "transformers", "huggingface_hub", "datasets")
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a run found.
+
+    Parameters
+    ----------
+    folder
+        The folder of the run.
+    """
+
+    folder: Path
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """The results of the run in `folder`.
+
+        Raises
+        ------
+        FedfusionError
+            If there is no results.json in it that can be read.
+        """
+        path = Path(folder) / "results.json"
+        try:
+            json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise FedfusionError(f"{path}: there are no results of a run ({error})") from error
+        return cls(Path(folder))
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """What is in results.json."""
+        return json.loads((self.folder / "results.json").read_text())
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """Scores by task and stage, their means, and the record of every round."""
+        return self.facts["metrics"]
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """One row per task and stage, with its scores."""
+        import pandas
+
+        rows = [
+            {"task": task, "stage": stage, **scores}
+            for task, stages in self.metrics["tasks"].items()
+            for stage, scores in stages.items()
+        ]
+        return pandas.DataFrame(rows)
+
+    def rounds(self) -> "pandas.DataFrame":
+        """One row per round: the mean score of each stage, and what came of the uploads, with errors in dB."""
+        import pandas
+
+        counts, values = ("clients", "heard", "refused", "dropped"), ("train_loss", "nmse_db", "discarded_energy")
+        rows = [
+            {"round": record["round"]}
+            | record["mean"]
+            | {name: len(record[name]) for name in counts}
+            | {name: record[name] for name in values}
+            for record in self.metrics["rounds"]
+        ]
+        return pandas.DataFrame(rows).set_index("round")
+
+
+def run(overrides: Sequence[str] = (), resume: str | Path | None = None) -> Results:
+    """Run one federation as `fedfusion run` does, and write its adapters, metrics, plots and report into a run folder.
+
+    Parameters
+    ----------
+    overrides
+        Hydra overrides, as `["channel.jsr_db=10", "seed=1"]`.
+    resume
+        The folder of an earlier run to continue.
+
+    Raises
+    ------
+    ConfigErrors
+        Before anything is loaded: everything that is wrong with the configuration.
+    FedfusionError
+        If the run folder exists already.
+    RunFailed
+        If the run had to end; what is finished can be continued.
+    """
+    prepared = cfg, _, _ = prepare(overrides, resume)
+    results = launch(*prepared)
+    if cfg.push_to_hub is not None:
+        hub.push(results.folder / "adapter", cfg.push_to_hub)
+    return results
+
+
+def prepare(overrides: Sequence[str], resume: str | Path | None = None) -> tuple[DictConfig, list[str], Path]:
+    """The configuration of a run, checked; the overrides that it is made of; and its folder."""
+    if sweeps := [text for text in overrides if text.partition("=")[0] == "sweep"]:
+        raise FedfusionError(f"{sweeps[0]}: that is many runs (use fedfusion sweep {sweeps[0]})")
+    if resume is None:
+        cfg = config.resolve(overrides)
+        return cfg, list(overrides), config.fresh_run_dir(cfg).resolve()
+    cfg, combined = config.resume(Path(resume), overrides)
+    return cfg, combined, Path(resume).resolve()
+
+
+def launch(cfg: DictConfig, overrides: Sequence[str], run_dir: Path, report: bool = True) -> Results:
+    """Run a checked configuration in `run_dir`; where that holds rounds already, they are continued.
+
+    With `report` plots, model card and report.html are made in the end.
+    """
+    from fedfusion.reporting import report as reporting
+
+    checkpoints = Checkpoints(run_dir)
+    cfg.run_dir = str(run_dir)
+    with checkpoints.writing(run_dir):
+        run_dir.mkdir(parents=True, exist_ok=True)
+        write_atomically(run_dir / "config.yaml", OmegaConf.to_yaml(cfg))
+        write_atomically(run_dir / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(list(overrides))))
+        log = (run_dir / "run.log").open("a")
+    with log, logged(log):
+        config.build(cfg).federation.launch(cfg)
+    with checkpoints.writing(run_dir):
+        facts = json.loads((run_dir / "results.json").read_text())
+        facts["command"] = shlex.join(["fedfusion", "run", *overrides])
+        write_atomically(run_dir / "results.json", json.dumps(facts, indent=1) + "\n")
+        if report:
+            reporting.make(run_dir)
+    return Results(run_dir)
+
+
+@contextlib.contextmanager
+def logged(log: Any) -> Iterator[None]:
+    """Send what libraries say to the file `log`, and nothing else; afterwards all is as it was."""
+    import transformers
+
+    handler = logging.StreamHandler(log)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root, others = logging.getLogger(), [logging.getLogger(name) for name in THIRD_PARTIES]
+    before = [(logger, logger.handlers, logger.level, logger.propagate) for logger in (root, *others)]
+    root.handlers = [handler]
+    root.setLevel(logging.INFO)
+    for logger in others:
+        logger.handlers, logger.propagate = [], True
+    transformers.utils.logging.disable_progress_bar()
+    logging.captureWarnings(True)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(log):
+            warnings.simplefilter("default")
+            yield
+    finally:
+        logging.captureWarnings(False)
+        for logger, handlers, level, propagate in before:
+            logger.handlers, logger.propagate = handlers, propagate
+            logger.setLevel(level)
