@@ -1,8 +1,11 @@
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
+SITE ?= site
+API := aggregators attacks channels client coupling federation fusion guard lora optimizers preaggregators realign \
+       regularizers rng server tasks tracking types
 
-.PHONY: help demo test test-slow lint format clean
+.PHONY: help demo test test-slow lint format docs clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -31,6 +34,9 @@ lint: .venv/.ready ## ruff, mypy and the layers of the house
 format: .venv/.ready ## Put the code into shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: .venv/.ready ## Write the API pages into site/
+	@$(BIN)/python -W error::UserWarning -m pdoc --docformat numpy --math -o $(SITE) fedfusion $(addprefix fedfusion.,$(API))
 
 clean: ## Remove the environment and caches, but no runs
 	rm -rf .venv .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache

@@ -74,6 +74,12 @@ def hosted(message: Message, context: Context) -> Message:
     return Message(RecordDict({"config": ConfigRecord(answer)}), reply_to=message)
 
 
+@client_app.query("present")
+def present(message: Message, context: Context) -> Message:
+    """Say that this node takes messages."""
+    return Message(RecordDict(), reply_to=message)
+
+
 @client_app.train()
 def train(message: Message, context: Context) -> Message:
     """Train the clients named in the message together; if it cannot be done, the server asks for each by itself."""

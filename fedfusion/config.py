@@ -1,30 +1,28 @@
 """The resolved experiment: composed by Hydra, checked in one go, carried as one JSON string."""
 
-import contextlib
 import datetime
 import importlib.metadata
 import importlib.util
 import json
-import re
+import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
+from fedfusion import hub
+from fedfusion.composition import CONF as CONF
+from fedfusion.composition import composed as composed
+from fedfusion.composition import groups as groups
 from fedfusion.coupling import Average, ProductAverage
-from fedfusion.lora.model import locate
+from fedfusion.lora.spec import locate
 from fedfusion.preaggregators import Unmixed
 from fedfusion.rng import generator
 from fedfusion.types import (
@@ -43,18 +41,27 @@ from fedfusion.types import (
     ServerOptimizer,
     TaskSuite,
 )
-from fedfusion.validation import ConfigErrors, check_key, check_option, check_values, first_line, flat
+from fedfusion.validation import ConfigErrors, first_line, flat
 
-CONF = next(p for p in (Path(__file__).parent / "conf", Path(__file__).parent.parent / "conf") if p.is_dir())
-# what --resume may change without changing what is computed in the rounds that are already done
-PATHS = ("model.path", "suite.root", "coupling.adjacency.path")
 CHECKED_ROUNDS = 20  # draws of clients for which the stability of a coupling is checked before the run
 CENTRAL = {  # Flower's mods that are half of a mechanism
     "fixedclipping_mod": "DifferentialPrivacyClientSideFixedClipping",
     "adaptiveclipping_mod": "DifferentialPrivacyClientSideAdaptiveClipping",
 }
+# what --resume may change without changing what is computed in the rounds that are already done
 RESUMABLE = frozenset(
-    {"rounds", "federation", "run_dir", "deadline_s", "round_deadline_s", "min_clients", "rouge_rows"}
+    {
+        "rounds",
+        "federation",
+        "tracker",
+        "run_dir",
+        "trainings",
+        "push_to_hub",
+        "deadline_s",
+        "round_deadline_s",
+        "min_clients",
+        "rouge_rows",
+    }
 )
 
 
@@ -98,6 +105,9 @@ class Experiment:
         Who measures personal adapters: the `server`, or the `clients`, which measure the realigned one too.
     fused_rank
         LoRA rank of the fused adapter; null is the number of tasks times `model.lora.r`.
+    keep
+        Which round's model becomes `adapter/`: the `last`, or the `best`, by its mean loss over tasks on the labelled
+        samples that the server holds (`suite.trusted`); no test set is looked at for it.
     rouge_rows
         Test samples per task whose responses are generated after the last round, for their ROUGE-L; `0` is none.
     payload
@@ -113,6 +123,12 @@ class Experiment:
         Who makes a model of the uploads, see :class:`fedfusion.server.choice.Server`.
     run_dir
         Folder of the run; null is `runs/` and the time.
+    push_to_hub
+        Where the fused adapter goes on the Hugging Face hub once the run is done, as `user/name`; null is nowhere. See
+        :func:`fedfusion.hub.push`.
+    trainings
+        Folder where uploads and scores are kept, and looked up before anything is trained or measured. Runs that
+        differ only behind the upload train once; the results are the same bits. Null trains. A sweep names one.
     """
 
     seed: int
@@ -123,11 +139,14 @@ class Experiment:
     round_deadline_s: float | None
     evaluation: Literal["server", "clients"]
     fused_rank: int | None
+    keep: Literal["last", "best"]
     rouge_rows: int
     payload: Literal["factors", "frozen_a", "product"]
     wire: Literal["float32", "float16", "int8"]
     server: Any
     run_dir: str | None
+    push_to_hub: str | None
+    trainings: str | None
     model: Any
     head: Any
     suite: TaskSuite
@@ -143,6 +162,7 @@ class Experiment:
     fusion: Fusion
     realign: Realigner
     federation: Any
+    tracker: Any
 
     def __post_init__(self) -> None:
         n = self.suite.num_clients
@@ -179,6 +199,10 @@ class Experiment:
         wrong = {
             "client.train_head=true: the head of a task whose responses are text is the base's (set it to false)":
                 client.train_head and words,
+            "keep=best: heads that clients train are those of the last round (set keep=last or client.train_head=false)":
+                self.keep == "best" and client.train_head,
+            "keep=best: with coupling=stacking the model of an earlier round is no adapter (set keep=last)":
+                self.keep == "best" and into_base,
             "model.pooling=first: the first token of a causal model has not seen the text (choose last or mean)":
                 causal and not words and self.model.pooling == "first",
             "client.ranks: virtual tokens have no rank (set it to null)": client.ranks is not None and virtual,
@@ -315,6 +339,11 @@ class Experiment:
     def _check_trusted(self) -> None:
         """Refuse stages that judge by samples which the server does not hold."""
         held = int(getattr(self.suite, "trusted", 2)) if isinstance(self.suite, TrustedSuite) else 0
+        if self.keep == "best" and held < 2:
+            raise FedfusionError(
+                f"keep=best compares rounds on labelled samples that no head was made of, and needs 2 of each task or "
+                f"more, but suite.trusted={held} (set it to 64, or keep=last)"
+            )
         for stage, rule, other in (("guard", self.guard, "norm_clip"), ("aggregator", self.aggregator, "mean")):
             if rule.needs_root and held < 2:
                 raise FedfusionError(
@@ -398,30 +427,8 @@ class Experiment:
             self.coupling(adapters, heard, weights, clients, generator(self.seed, "coupling", server_round))
 
 
-def _homeless(group: str, overrides: Sequence[Override]) -> str:
-    """An option of a group that only goes with some options of another one was chosen without any of them."""
-    chosen = next(override.input_line for override in overrides if override.key_or_group == group)
-    hosts: dict[str, list[str]] = {}
-    for path in sorted(CONF.glob("*/*.yaml")):
-        if re.search(rf"/{group}:", path.read_text()):
-            hosts.setdefault(path.parent.name, []).append(path.stem)
-    for folder, names in hosts.items():  # and what builds on those
-        names += [p.stem for p in sorted((CONF / folder).glob("*.yaml")) if f"- {names[0]}\n" in p.read_text()]
-    homes = "; or ".join(f"{folder}={', '.join(sorted(names))}" for folder, names in hosts.items())
-    return f"{chosen}: nothing here takes it ({group} goes with {homes})"
-
-
 def _class(stage: object) -> str:
     return type(stage).__name__
-
-
-def groups() -> dict[str, list[str]]:
-    """The config groups and their options."""
-    return {
-        folder.name: sorted(option.stem for option in folder.glob("*.yaml"))
-        for folder in sorted(CONF.iterdir())
-        if folder.is_dir()
-    }
 
 
 def resolve(overrides: Sequence[str]) -> DictConfig:
@@ -433,49 +440,21 @@ def resolve(overrides: Sequence[str]) -> DictConfig:
         With one sentence per error: unknown names and their nearest valid ones, wrong types, values that a stage
         refuses, files that do not exist.
     """
-    cfg, errors, unfit = composed(overrides, "config", Experiment, groups())
+    cfg, errors, unfit = composed(overrides, "config", Experiment)
     if not unfit:
         try:
             experiment = build(cfg)
             locate(experiment.model.path)
             experiment.federation.check()
+            experiment.tracker.check()
+            if experiment.push_to_hub is not None:
+                hub.check(experiment.push_to_hub)
             experiment.check()
         except FedfusionError as error:
             unfit += str(error).splitlines()
     if errors or unfit:
         raise ConfigErrors([*errors, *unfit])
     return cfg
-
-
-def composed(
-    overrides: Sequence[str], root: str, schema: type, options: Mapping[str, Sequence[str]]
-) -> tuple[DictConfig, list[str], list[str]]:
-    """`conf/<root>.yaml` with the overrides that can be read, and with `options` for its groups.
-
-    Returns
-    -------
-    cfg, errors, unfit
-        The configuration, what is wrong with overrides, and in what its values do not fit `schema`: a sentence each.
-    """
-    errors: list[str] = []
-    parsed: list[Override] = []
-    for text in overrides:
-        try:
-            parsed.append(OverridesParser.create().parse_override(text))
-        except HydraException as error:
-            errors.append(f"{text}: cannot be read as key=value ({first_line(error)})")
-    choices = [o for o in parsed if o.key_or_group in options]
-    if not errors:
-        with contextlib.suppress(ConfigErrors):  # Hydra refuses what does not exist; what follows says all of it
-            cfg = _compose(parsed, root)
-            return cfg, [], check_values(cfg, schema)
-    values = [o for o in parsed if o.key_or_group not in options]
-    checked = [(o, check_option(o, options[o.key_or_group])) for o in choices]
-    skeleton = _compose([o for o, wrong in checked if not wrong], root)
-    checked += [(o, check_key(o, skeleton, options)) for o in values]
-    errors += [error for _, wrong in checked for error in wrong]
-    cfg = _compose([o for o, wrong in checked if not wrong], root)
-    return cfg, errors, check_values(cfg, schema)
 
 
 def resume(run_dir: Path, overrides: Sequence[str]) -> tuple[DictConfig, list[str]]:
@@ -495,8 +474,9 @@ def resume(run_dir: Path, overrides: Sequence[str]) -> tuple[DictConfig, list[st
         raise ConfigErrors([f"--resume {run_dir}: there is no config.yaml in it (give the folder of an earlier run)"])
     stored = OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml"))
     earlier = [str(override) for override in OmegaConf.load(run_dir / "overrides.yaml")]
-    if any(override.startswith("federation=") for override in overrides):
-        earlier = [override for override in earlier if not override.startswith(("federation=", "federation."))]
+    for group in ("federation", "tracker"):
+        if any(override.startswith(f"{group}=") for override in overrides):
+            earlier = [override for override in earlier if not override.startswith((f"{group}=", f"{group}."))]
     combined = [*earlier, *overrides]
     cfg = resolve([*combined, f"run_dir='{run_dir}'"])
     fresh = OmegaConf.to_container(cfg)
@@ -521,14 +501,21 @@ def fresh_run_dir(cfg: DictConfig) -> Path:
     Raises
     ------
     FedfusionError
-        If it exists: a run is never overwritten.
+        If it exists, for a run is never overwritten, or if it cannot be made where it is to be.
     """
     folder = Path(cfg.run_dir or f"runs/{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}")
     if folder.exists():
         raise FedfusionError(
             f"run_dir={folder} exists already and is never overwritten (choose another, or --resume {folder})"
         )
-    return folder
+    there = next(parent for parent in folder.absolute().parents if parent.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            return folder
+    except OSError as error:
+        raise FedfusionError(
+            f"run_dir={folder}: {there} cannot be written: {error.strerror} (choose a folder of yours for run_dir)"
+        ) from error
 
 
 def build(cfg: DictConfig | str) -> Experiment:
@@ -546,17 +533,9 @@ def to_json(cfg: DictConfig) -> str:
     return json.dumps(OmegaConf.to_container(cfg, resolve=True))
 
 
-def _compose(overrides: Sequence[Override], root: str) -> DictConfig:
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        try:
-            cfg = compose(root, [str(o.input_line) for o in overrides])
-            for key in PATHS:  # processes of other grids have other working folders
-                path = OmegaConf.select(cfg, key)
-                if isinstance(path, str) and Path(path).exists():
-                    OmegaConf.update(cfg, key, str(Path(path).resolve()))
-            OmegaConf.resolve(cfg)
-        except (HydraException, OmegaConfBaseException) as error:
-            lonely = re.match(r"Could not override '(\w+)'", first_line(error))
-            raise ConfigErrors([_homeless(lonely[1], overrides) if lonely else first_line(error)]) from error
-    return cfg
+def for_clients(experiment_json: str) -> str:
+    """The configuration without what is the server's affair, for devices that allow few callables and no folders."""
+    cfg = json.loads(experiment_json)
+    cfg["server"]["strategy"] = {"_target_": None}
+    cfg |= {"tracker": {"_target_": "fedfusion.tracking.Untracked"}, "trainings": None}
+    return json.dumps(cfg)

@@ -13,17 +13,8 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-
-class FedfusionError(Exception):
-    """An error for people: what was violated, both values, the config key and the fix."""
-
-    exit_code = 2
-
-
-class RunFailed(FedfusionError):
-    """A run that was configured well and ended all the same; its last checkpoint is kept."""
-
-    exit_code = 1
+from fedfusion.errors import FedfusionError as FedfusionError
+from fedfusion.errors import RunFailed as RunFailed
 
 
 @dataclass(frozen=True)
@@ -51,6 +42,14 @@ class Layout:
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
     pairs: tuple[Pair, ...] = ()
+
+    @classmethod
+    def of(cls, state: Mapping[str, Tensor], scale: float = 1.0) -> "Layout":
+        """The layout of a state dict; `x.lora_A.weight` and `x.lora_B.weight` in it are a pair, with `scale`."""
+        names, a, b = tuple(state), ".lora_A.weight", ".lora_B.weight"
+        modules = [name.removesuffix(a) for name in names if name.endswith(a) and name.removesuffix(a) + b in state]
+        pairs = tuple(Pair(m, names.index(m + a), names.index(m + b), scale) for m in modules)
+        return cls(names, tuple(tuple(tensor.shape) for tensor in state.values()), pairs)
 
     @cached_property
     def offsets(self) -> tuple[int, ...]:
@@ -132,6 +131,23 @@ class Updates:
     num_examples: tuple[int, ...]
     metrics: tuple[Mapping[str, float], ...]
     sizes: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, vectors: Tensor, tasks: Sequence[str] = (), layout: Layout | None = None) -> "Updates":
+        """Uploads `vectors [n, d]` of as many clients, who start from zero and hold one example each.
+
+        Without `tasks` they share one, and without `layout` a row is one plain parameter.
+        """
+        n, d = vectors.shape
+        return cls(
+            layout=layout or Layout(("parameter",), ((d,),)),
+            vectors=vectors,
+            start=torch.zeros_like(vectors),
+            clients=tuple(range(n)),
+            tasks=tuple(tasks) or ("task",) * n,
+            num_examples=(1,) * n,
+            metrics=({},) * n,
+        )
 
     def __len__(self) -> int:
         return len(self.clients)
@@ -269,6 +285,12 @@ class Clients:
     tasks: tuple[str, ...]
     initial: Tensor
     relation: Tensor
+
+    @classmethod
+    def of(cls, tasks: Sequence[str], initial: Tensor, layout: Layout | None = None) -> "Clients":
+        """Clients with these `tasks`, related where they share one; without `layout`, `initial` is one parameter."""
+        relation = torch.tensor([[float(task == other) for other in tasks] for task in tasks])
+        return cls(layout or Layout(("parameter",), ((len(initial),),)), tuple(tasks), initial, relation)
 
 
 class Attack(Protocol):

@@ -1,9 +1,11 @@
 """Is a configuration meaningful? Names, signatures and types, all errors at once, before anything is loaded."""
 
 import difflib
+import importlib
 import inspect
 import json
 import logging
+import pkgutil
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -12,8 +14,9 @@ from hydra.errors import HydraException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
+from typing_extensions import get_protocol_members, is_protocol
 
-from fedfusion.types import FedfusionError
+from fedfusion.errors import FedfusionError
 
 logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # it logs what it raises
 
@@ -52,19 +55,24 @@ def check_values(cfg: DictConfig, schema: type) -> list[str]:
     errors = [f"{key}: missing, the experiment needs it" for key in sorted(known - set(map(str, cfg)))]
     errors += [f"{key}: the experiment has no such key" for key in map(str, cfg) if key not in known | {"_target_"}]
     errors += _check_types("", schema, {k: v for k, v in cfg.items() if k != "_target_" and not has_target(v)})
+    hints = get_type_hints(schema)
     for key, node in cfg.items():
         if has_target(node):
-            errors += check_target(str(key), node) or refused(node)
+            errors += check_target(str(key), node) or refused(str(key), node, hints.get(str(key)))
     return errors
 
 
-def refused(node: DictConfig) -> list[str]:
-    """What the class behind a `_target_` node says against its values."""
+def refused(key: str, node: DictConfig, protocol: Any) -> list[str]:
+    """What the class behind a `_target_` node says against its values, or what it lacks of a protocol."""
     try:
-        instantiate(node, _convert_="all")
+        made = instantiate(node, _convert_="all")
     except HydraException as error:
         said = str(error.__cause__ or error).strip().splitlines()
         return said if isinstance(error.__cause__, FedfusionError) else said[:1]
+    lacking = sorted(get_protocol_members(protocol) - set(dir(made))) if is_protocol(protocol) else []
+    if lacking:
+        where = f"{protocol.__module__}.{protocol.__name__}"
+        return [f"{key}: {type(made).__name__} has no {', '.join(lacking)} (see {where}, which says what it must have)"]
     return []
 
 
@@ -74,7 +82,7 @@ def check_target(key: str, node: DictConfig) -> list[str]:
     try:
         callable_ = get_object(target)
     except Exception as error:  # hydra wraps whatever the import raised
-        return [f"{key}._target_: cannot import '{target}' ({first_line(error.__cause__ or error)})"]
+        return [f"{key}._target_: {missing(target, error)}"]
     given = {str(k): v for k, v in node.items() if k not in ("_target_", "_partial_", "_convert_", "_recursive_")}
     errors = [e for k, v in given.items() if has_target(v) for e in check_target(f"{key}.{k}", v)]
     parameters = inspect.signature(callable_).parameters
@@ -92,6 +100,25 @@ def check_target(key: str, node: DictConfig) -> list[str]:
         ]
     plain = {k: v for k, v in given.items() if not has_target(v)}
     return errors + (_check_types(f"{key}.", callable_, plain) if inspect.isclass(callable_) else [])
+
+
+def missing(target: str, error: BaseException) -> str:
+    """Why a `_target_` cannot be imported, and what it should perhaps have been."""
+    parts = target.split(".")
+    if len(parts) == 1:
+        return f"cannot import '{target}' (give the whole path, as flwr.serverapp.strategy.FedMedian)"
+    for count in range(len(parts) - 1, 0, -1):
+        try:
+            package = importlib.import_module(".".join(parts[:count]))
+        except ImportError:
+            continue
+        known = {*dir(package), *(module.name for module in pkgutil.iter_modules(getattr(package, "__path__", [])))}
+        close = difflib.get_close_matches(parts[count], [name for name in known if not name.startswith("_")], n=1)
+        if parts[count] not in known and close:
+            meant = ".".join([*parts[:count], close[0], *parts[count + 1 :]])
+            return f"cannot import '{target}' (did you mean '{meant}'?)"
+        break
+    return f"cannot import '{target}' ({first_line(error.__cause__ or error)})"
 
 
 def _check_types(prefix: str, callable_: Any, given: Mapping[Any, Any]) -> list[str]:

@@ -7,8 +7,10 @@ import pytest
 import torch
 from command import SMALL, fedfusion, results
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 from fedfusion import __version__
+from fedfusion.cli import app
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +137,38 @@ def test_json_output_parses():
     assert refused == {"valid": False, "errors": ["rounds must be at least 1, got 0"]}
     options = json.loads(fedfusion("ls", "--json", "channel").stdout)
     assert ("channel", "awgn") in [(option["group"], option["name"]) for option in options]
-    assert json.loads(fedfusion("doctor", "--json").stdout)["fedfusion"] == __version__
+    assert json.loads(fedfusion("doctor", "--json").stdout)[0]["value"] == __version__
+
+
+@pytest.mark.slow
+def test_results_are_one_json_document_while_progress_is_seen_on_stderr(tmp_path):
+    done = fedfusion("run", *SMALL, "rounds=1", f"run_dir={tmp_path / 'run'}", "--json", check=True)
+    assert json.loads(done.stdout) == results(tmp_path / "run") and "round 1/1" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["run_dir=file/x/y"], "run_dir=file/x/y: {here}/file cannot be written: Not a directory (choose a folder of"),
+        (["run_dir=/proc/x"], "run_dir=/proc/x: /proc cannot be written: "),
+        (["sweep=quickstart"], "sweep=quickstart: that is many runs (use fedfusion sweep sweep=quickstart)"),
+        (["channel._target_=fedfusion.channels.Awgnn"], "(did you mean 'fedfusion.channels.Awgn'?)"),
+        (["server.strategy._target_=flwr.serverapp.strategy.FedMedain"], "mean 'flwr.serverapp.strategy.FedMedian'?)"),
+        (["server.strategy._target_=FedMedian"], "(give the whole path, as flwr.serverapp.strategy.FedMedian)"),
+    ],
+)
+def test_a_run_that_cannot_be_is_refused_before_anything_is_loaded(arguments, said, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["run", *arguments])
+    assert done.exit_code == 2 and done.stdout == ""
+    (sentence,) = done.stderr.splitlines()
+    assert said.format(here=tmp_path) in sentence
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_version_is_printed():
+    assert fedfusion("--version").stdout == f"fedfusion {__version__}\n"
 
 
 def test_ls_names_the_references():

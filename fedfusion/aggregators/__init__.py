@@ -1,16 +1,44 @@
-"""Within one task: many clients, one vector."""
+"""Within one task: many clients, one vector.
 
-from fedfusion.aggregators.bulyan import Bulyan as Bulyan
-from fedfusion.aggregators.caf import CAF as CAF
-from fedfusion.aggregators.centered_clipping import CenteredClipping as CenteredClipping
-from fedfusion.aggregators.cge import CGE as CGE
-from fedfusion.aggregators.fltrust import FLTrust as FLTrust
-from fedfusion.aggregators.geometric_median import GeometricMedian as GeometricMedian
-from fedfusion.aggregators.krum import Krum as Krum
-from fedfusion.aggregators.krum import MultiKrum as MultiKrum
-from fedfusion.aggregators.mda import MDA as MDA
-from fedfusion.aggregators.meamed import MeaMed as MeaMed
-from fedfusion.aggregators.mean import Mean as Mean
-from fedfusion.aggregators.median import Median as Median
-from fedfusion.aggregators.monna import MoNNA as MoNNA
-from fedfusion.aggregators.trimmed_mean import TrimmedMean as TrimmedMean
+Examples
+--------
+>>> import torch
+>>> from fedfusion.aggregators import Krum, Mean
+>>> from fedfusion.rng import generator
+>>> vectors, weights = torch.tensor([[0.0], [0.1], [0.2], [0.1], [9.0]]), torch.full((5,), 0.2)
+>>> Krum(f=1)(vectors, weights, generator(0))
+tensor([0.1000])
+>>> Mean()(vectors, weights, generator(0))
+tensor([1.8800])
+"""
+
+from fedfusion.aggregators.bulyan import Bulyan
+from fedfusion.aggregators.caf import CAF
+from fedfusion.aggregators.centered_clipping import CenteredClipping
+from fedfusion.aggregators.cge import CGE
+from fedfusion.aggregators.fltrust import FLTrust
+from fedfusion.aggregators.geometric_median import GeometricMedian
+from fedfusion.aggregators.krum import Krum, MultiKrum
+from fedfusion.aggregators.mda import MDA
+from fedfusion.aggregators.meamed import MeaMed
+from fedfusion.aggregators.mean import Mean
+from fedfusion.aggregators.median import Median
+from fedfusion.aggregators.monna import MoNNA
+from fedfusion.aggregators.trimmed_mean import TrimmedMean
+
+__all__ = [
+    "Bulyan",
+    "CAF",
+    "CGE",
+    "CenteredClipping",
+    "FLTrust",
+    "GeometricMedian",
+    "Krum",
+    "MDA",
+    "MeaMed",
+    "Mean",
+    "Median",
+    "MoNNA",
+    "MultiKrum",
+    "TrimmedMean",
+]

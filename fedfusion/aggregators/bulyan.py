@@ -18,8 +18,8 @@ class Bulyan:
     Krum selects :math:`\theta = n - 2f` rows :math:`S`; each is taken away before the next is selected, so that the
     scores are those of the rows that are left. Then
 
-    .. math:: F(x)_j = \frac1\beta \sum_{i \in N_j} x_{ij}, \qquad \beta = \theta - 2f, \qquad
-              N_j = \operatorname*{arg\,min}_{N \subset S,\ |N| = \beta} \sum_{i \in N}
+    .. math:: F(x)_j = \frac1\beta \sum_{i \in N_j} x_{ij}, \qquad \beta = \theta - 2f,
+              \qquad N_j = \operatorname*{arg\,min}_{N \subset S,\ |N| = \beta} \sum_{i \in N}
               |x_{ij} - \operatorname{med}_{k \in S} x_{kj}|.
 
     The score of one of `m` rows is the sum of its squared distances to the `m - f - 2` nearest others. The last

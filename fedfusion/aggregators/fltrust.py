@@ -13,8 +13,8 @@ from fedfusion.aggregators.gram import combine, given, inner, screen_norms
 class FLTrust:
     r"""The mean of `vectors [n, d]` weighted by likeness to the server's own update `g`; result `[d]`.
 
-    .. math:: \frac{\lVert g \rVert}{\sum_i s_i} \sum_i s_i \frac{x_i}{\lVert x_i \rVert}, \qquad
-              s_i = \max\Bigl(0, \frac{\langle x_i, g \rangle}{\lVert x_i \rVert \lVert g \rVert}\Bigr).
+    .. math:: \frac{\lVert g \rVert}{\sum_i s_i} \sum_i s_i \frac{x_i}{\lVert x_i \rVert},
+              \qquad s_i = \max\Bigl(0, \frac{\langle x_i, g \rangle}{\lVert x_i \rVert \lVert g \rVert}\Bigr).
 
     Each row is brought to the norm of `g`, that is `trusted [d]`, so the result is no longer than it, whatever the
     number of Byzantine rows. Where no row points its way, the result is zero; a row whose norm is zero in its dtype, or

@@ -14,8 +14,8 @@ from fedfusion.aggregators.gram import mean_of, refuse_negative, screen_gram, sq
 class MDA:
     r"""The mean of the :math:`n-f` of `vectors [n, d]` whose largest distance from each other is least; result `[d]`.
 
-    .. math:: \frac{1}{n-f} \sum_{i \in S} x_i, \qquad
-              S = \arg\min_{|S| = n-f} \max_{i,j \in S} \lVert x_i - x_j \rVert.
+    .. math:: \frac{1}{n-f} \sum_{i \in S} x_i,
+              \qquad S = \arg\min_{|S| = n-f} \max_{i,j \in S} \lVert x_i - x_j \rVert.
 
     Exact: for a given diameter it looks for `f` rows without which no two are farther apart, and bisects the diameter.
     That takes time exponential in `f` at worst, whatever `n`. Of equal diameters the subset with the smallest indices

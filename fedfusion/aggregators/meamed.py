@@ -14,8 +14,8 @@ from fedfusion.aggregators.network import nearest_mean
 class MeaMed:
     r"""Mean, in each coordinate, of the `n - f` values that are nearest to its median.
 
-    .. math:: F(x)_j = \frac1{n - f} \sum_{i \in N_j} x_{ij}, \qquad
-              N_j = \operatorname*{arg\,min}_{|N| = n - f} \sum_{i \in N} |x_{ij} - \operatorname{med}_k x_{kj}|
+    .. math:: F(x)_j = \frac1{n - f} \sum_{i \in N_j} x_{ij},
+              \qquad N_j = \operatorname*{arg\,min}_{|N| = n - f} \sum_{i \in N} |x_{ij} - \operatorname{med}_k x_{kj}|
 
     With `f = 0` it is the mean.
 

@@ -13,8 +13,8 @@ from fedfusion.types import Updates
 class Mimic:
     r"""All Byzantine clients upload a copy of one honest row: no outlier, and yet the others lose weight.
 
-    .. math:: i^\star = \arg\max_i |\langle x_i, z\rangle|, \qquad
-              z = \arg\max_{\lVert z\rVert = 1} \sum_i \langle x_i - m, z\rangle^2,
+    .. math:: i^\star = \arg\max_i |\langle x_i, z\rangle|,
+              \qquad z = \arg\max_{\lVert z\rVert = 1} \sum_i \langle x_i - m, z\rangle^2,
 
     the row that lies furthest out in the direction of the largest spread, of this round. The paper settles on one
     client after a warm-up; here the clients of a round may be others in the next.

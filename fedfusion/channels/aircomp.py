@@ -24,8 +24,8 @@ class AirComp:
     :math:`h_k \sim \mathcal{CN}(0, 1)`, it sends :math:`p_k w_k x_k / c` with truncated channel inversion, and the
     receiver scales back, knowing from pilots who was active:
 
-    .. math:: p_k = \frac{\sqrt{\rho_0}}{h_k}\, [\,|h_k|^2 \ge g\,], \quad \rho_0 = \frac{P}{E_1(g)}, \quad
-              c = \sqrt 2 \max_k w_k s_k, \qquad
+    .. math:: p_k = \frac{\sqrt{\rho_0}}{h_k}\, [\,|h_k|^2 \ge g\,], \quad \rho_0 = \frac{P}{E_1(g)},
+              \quad c = \sqrt 2 \max_k w_k s_k, \qquad
               \hat\tau = \frac{\sum_{k\,\mathrm{active}} w_k \tau_k + n}{\sum_{k\,\mathrm{active}} w_k}
 
     The weights :math:`w_k` are shares of the task's training examples, :math:`s_k` is the RMS of :math:`\tau_k`. The

@@ -16,7 +16,8 @@ LIMIT_DB = 100.0  # a ratio beyond it is a mistake, and float32 has few digits l
 class Awgn:
     r"""Each real coordinate of each upload receives independent Gaussian noise and jamming.
 
-    .. math:: \hat\tau_k = \tau_k + n_k, \qquad
+    .. math:: \hat\tau_k = \tau_k + n_k,
+              \qquad
               n_k \sim \mathcal N\bigl(0,\; s_k^2 (10^{-\mathrm{SNR}/10} + 10^{\mathrm{JSR}/10})\, I_d\bigr), \qquad
               s_k = \lVert\tau_k\rVert / \sqrt d
 

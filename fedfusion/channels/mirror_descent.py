@@ -11,8 +11,8 @@ from fedfusion.channels.worst_case import Objective, diagonal, hermitian, inner,
 def exponentiated_gradient(objective: Objective, tolerance: float = 1e-6, max_steps: int = 500) -> Tensor:
     r"""The worst `Z [B, N_J, N_J]` behind any path, by mirror descent on the spectrahedron `{Z >= 0, tr Z = P}`.
 
-    .. math:: Z \leftarrow P \frac{\exp L}{\operatorname{tr} \exp L}, \qquad
-              L \leftarrow L + (\eta^{-1} + \mathcal H \mathcal J)^{-1} (M - \operatorname{tr}(M Z) / P\; I)
+    .. math:: Z \leftarrow P \frac{\exp L}{\operatorname{tr} \exp L},
+              \qquad L \leftarrow L + (\eta^{-1} + \mathcal H \mathcal J)^{-1} (M - \operatorname{tr}(M Z) / P\; I)
 
     The plain step `eta M` of the first reference zigzags where the curvature :math:`\mathcal H` of the objective
     spans decades, as it does under a strong jammer with more antennas than there are streams. It is at hand,

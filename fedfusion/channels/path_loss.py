@@ -27,10 +27,12 @@ class UMi:
     and its path loss in dB is
 
     .. math::
+        \begin{aligned}
         L_{LOS} &= 32.4 + 21 \log_{10} d_{3D} + 20 \log_{10} f \quad (d \le d_{BP}), \text{ beyond} \\
         L_{LOS} &= 32.4 + 40 \log_{10} d_{3D} + 20 \log_{10} f
                    - 9.5 \log_{10}\bigl(d_{BP}^2 + (h_{BS} - h_{UT})^2\bigr), \\
         L_{NLOS} &= \max\bigl(L_{LOS},\; 22.4 + 35.3 \log_{10} d_{3D} + 21.3 \log_{10} f - 0.3 (h_{UT} - 1.5)\bigr)
+        \end{aligned}
 
     with the breakpoint `d_BP = 4 (h_BS - 1) (h_UT - 1) f / c`, and log-normal shadowing of 4 dB with a line of sight
     and 7.82 dB without, independent among clients. Antennas have 0 dBi. Place, line of sight and shadowing of a client

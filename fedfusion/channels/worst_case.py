@@ -58,8 +58,8 @@ class Objective:
     The rate is in nat per channel use; `L - f_mse` is the total MSE of `L` unit-power streams behind a linear receiver
     that knows `R`. Both are convex in `Z`, with the ascent matrix :math:`M = -\nabla f`
 
-    .. math:: M_\text{rate} = G^H (R^{-1} - (R + S)^{-1}) G, \qquad
-              M_\text{mse} = G^H (R + S)^{-1} S (R + S)^{-1} G
+    .. math:: M_\text{rate} = G^H (R^{-1} - (R + S)^{-1}) G,
+              \qquad M_\text{mse} = G^H (R + S)^{-1} S (R + S)^{-1} G
 
     Attributes
     ----------

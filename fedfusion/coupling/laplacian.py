@@ -18,8 +18,8 @@ SPARSE = 512  # from this many clients on, a sparse product is worth it where fe
 class Laplacian:
     r"""A gradient step on the disagreement of related clients, on the factors as they are.
 
-    .. math:: w_k \leftarrow w_k - \eta\lambda \sum_l a_{kl} (w_k - w_l), \qquad
-              W_S \leftarrow W_S - \eta\lambda\, (L W)_S, \quad L = \operatorname{diag}(\delta) - a,
+    .. math:: w_k \leftarrow w_k - \eta\lambda \sum_l a_{kl} (w_k - w_l),
+              \qquad W_S \leftarrow W_S - \eta\lambda\, (L W)_S, \quad L = \operatorname{diag}(\delta) - a,
               \quad \delta_k = \sum_l a_{kl}
 
     for the clients `S` that were heard; all others keep what they have. `strength=0` is local training only;

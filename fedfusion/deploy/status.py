@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from fedfusion.console import entry
 from fedfusion.deploy import members, services
 from fedfusion.deploy.certificates import validity
 from fedfusion.deploy.folder import Deployment, Device
@@ -41,13 +42,12 @@ def _device(device: Device, known: dict[str, dict[str, Any]], problem: str | Non
 
 def show(facts: dict[str, Any]) -> list[str]:
     """The lines that a person reads."""
-    link = facts["superlink"]
-    lines = [
-        f"{'SuperLink':<14} {'healthy' if link['healthy'] else 'not there'}, https://{link['address']}",
-        f"{'certificate':<14} from {facts['certificate']['from']} until {facts['certificate']['until']}",
-    ]
-    lines += [f"{'':<14} {link['problem']}"] if link["problem"] else []
+    link, certificate = facts["superlink"], facts["certificate"]
+    known = [("SuperLink", f"{'healthy' if link['healthy'] else 'not there'}, https://{link['address']}")]
+    known += [("", link["problem"])] if link["problem"] else []
+    known.append(("certificate", f"from {certificate['from']} until {certificate['until']}"))
     for device in facts["devices"]:
-        lines.append(f"{device['name']:<14} {device['state']}, tasks: {device['tasks'] or device['problem']}")
-    lines += [f"{'run':<14} {run['id']} {run['status']} {run['details']}".rstrip() for run in facts["runs"]]
-    return [*lines, f"{'processes':<14} {', '.join(facts['services']) or 'none'}", f"{'logs':<14} {facts['logs']}"]
+        known.append((device["name"], f"{device['state']}, tasks: {device['tasks'] or device['problem']}"))
+    known += [("run", f"{run['id']} {run['status']} {run['details']}".rstrip()) for run in facts["runs"]]
+    known += [("processes", ", ".join(facts["services"]) or "none"), ("logs", facts["logs"])]
+    return [entry(name, text, 14) for name, text in known]

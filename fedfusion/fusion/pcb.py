@@ -18,8 +18,8 @@ TINY = 1e-30
 class Pcb:
     r"""A mean whose weights are won in competition: entries that are large in their task and of the sign of the sum.
 
-    .. math:: \beta_t = \exp(T \bar a_t^2) \tanh\Big(\tau_t \sum_s \tau_s\Big), \qquad
-              w_t = \frac{(\beta_t - \theta_t)_+}{\max \beta_t - \theta_t}, \qquad
+    .. math:: \beta_t = \exp(T \bar a_t^2) \tanh\Big(\tau_t \sum_s \tau_s\Big),
+              \qquad w_t = \frac{(\beta_t - \theta_t)_+}{\max \beta_t - \theta_t}, \qquad
               \tau = \lambda\, \frac{\sum_t w_t c_t}{\sum_t w_t}
 
     Here :math:`c_t` is :math:`\tau_t` with its magnitudes clipped to all but the shares `tail` of smallest and largest

@@ -2,14 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
-from peft import LoraConfig, PeftModel, PromptTuningConfig, TaskType
 from torch import Tensor, nn
 
 from fedfusion.lora.cohort import Dropout
 from fedfusion.lora.spec import Model
 from fedfusion.types import FedfusionError, Layout, Pair, Samples
+
+if TYPE_CHECKING:
+    from peft import LoraConfig, PeftModel, PromptTuningConfig
 
 
 def own(module: nn.Module, shared: Mapping[int, Tensor]) -> None:
@@ -21,8 +24,10 @@ def own(module: nn.Module, shared: Mapping[int, Tensor]) -> None:
             setattr(module.get_submodule(parent), child, nn.Parameter(parameter.detach().clone()))
 
 
-def config_of(model: Model, base: nn.Module, rank: int | None) -> LoraConfig | PromptTuningConfig:
+def config_of(model: Model, base: nn.Module, rank: int | None) -> "LoraConfig | PromptTuningConfig":
     """What peft is told: `model.lora`, a plain adapter of another rank, or prompt tuning."""
+    from peft import LoraConfig, PromptTuningConfig, TaskType
+
     if model.num_virtual_tokens:
         return PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=model.num_virtual_tokens)
     config = LoraConfig(**dict(model.lora))
@@ -33,7 +38,7 @@ def config_of(model: Model, base: nn.Module, rank: int | None) -> LoraConfig | P
     )
 
 
-def layout_of(module: PeftModel, parameters: Mapping[str, Tensor]) -> Layout:
+def layout_of(module: "PeftModel", parameters: Mapping[str, Tensor]) -> Layout:
     """The layout of `parameters` by peft's names; only linear layers can be fused."""
     names = tuple(parameters)
     index = {name: i for i, name in enumerate(names)}
@@ -88,7 +93,7 @@ class Stream(nn.Module):
         return x if self.dropout is None else self.dropout(x)
 
 
-def streams(module: PeftModel) -> list[Stream]:
+def streams(module: "PeftModel") -> list[Stream]:
     """Replace the dropout layers of peft, which draw from the global generator."""
     streams = []
     for layer in module.modules():

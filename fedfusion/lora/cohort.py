@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fedfusion.lora.first_token import FIRST_TOKEN
-from fedfusion.lora.frozen import LINEAR, Frozen, freeze
+from fedfusion.lora.frozen import Frozen, freeze, is_linear
 from fedfusion.types import FedfusionError, Layout, Samples
 
 PROMPT = "prompt_embeddings"  # peft's name of the virtual tokens
@@ -266,7 +266,7 @@ def unsupported(module: nn.Module, layout: Layout) -> str | None:
             return f"it trains '{name}', which is not a LoRA factor"
     for pair in layout.pairs:
         layer = module.get_submodule(pair.module)
-        if type(layer.base_layer) not in LINEAR:
+        if not is_linear(layer.base_layer):
             return f"'{pair.module}' is a {type(layer.base_layer).__name__}"
         if getattr(layer, "lora_bias", {}).get("default") or getattr(layer, "lora_variant", {}):
             return f"'{pair.module}' has a bias or a variant of LoRA"

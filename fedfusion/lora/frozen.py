@@ -9,9 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
-LINEAR = (nn.Linear, Conv1D)
 _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
@@ -38,7 +36,7 @@ class Frozen(nn.Module):
 
     def __init__(self, layer: Any) -> None:
         super().__init__()
-        self.transposed = isinstance(layer, Conv1D)
+        self.transposed = not isinstance(layer, nn.Linear)
         self.original = layer.weight.detach()
         self.weight = self.original
         self.bias = layer.bias
@@ -59,7 +57,14 @@ def freeze(module: nn.Module) -> None:
     """Replace the linear layers of `module` by frozen ones."""
     for child in list(module.named_children()):
         name, layer = child
-        if type(layer) in LINEAR:
+        if is_linear(layer):
             setattr(module, name, Frozen(layer))
         else:
             freeze(layer)
+
+
+def is_linear(layer: object) -> bool:
+    """Whether it is a linear layer, or a `Conv1D` of transformers, and not a subclass of either."""
+    from transformers.pytorch_utils import Conv1D
+
+    return type(layer) in (nn.Linear, Conv1D)

@@ -1,6 +1,7 @@
 """The base model, the layout of a LoRA adapter on it, and its features under many adapters at once.
 
-`peft.LoraConfig` arguments are taken verbatim; nothing outside this package imports peft.
+`peft.LoraConfig` arguments are taken verbatim; nothing outside this package imports peft, and this package not before
+a model is made: peft takes longer to import than everything else together.
 """
 
 import copy
@@ -12,12 +13,10 @@ import warnings
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
-import transformers
-from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -28,11 +27,16 @@ from fedfusion.lora.spec import locate as locate
 from fedfusion.rng import seed_of
 from fedfusion.types import FedfusionError, Layout, Samples
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+
 GENERATED = 32  # prompts that are answered at once
 
 
 @lru_cache(maxsize=2)
 def _base(location: str, load: str, auto: str, precision: str) -> nn.Module:
+    import transformers
+
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     kwargs = json.loads(load)
     if precision == "bf16":  # the backward of scaled_dot_product_attention in bfloat16 is eight times slower on a CPU
@@ -90,6 +94,8 @@ class LoraModel:
     def __init__(
         self, model: Model, seed: int, rank: int | None = None, engine: Literal["cohort", "peft"] = "cohort"
     ) -> None:
+        from peft import get_peft_model
+
         self.model = model
         location = locate(model.path)
         self.source = location, json.dumps(dict(model.load), sort_keys=True), model.auto, model.precision

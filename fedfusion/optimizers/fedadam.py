@@ -14,8 +14,8 @@ from fedfusion.types import FedfusionError
 class FedAdam:
     r"""Adam on the change of a round, coordinate by coordinate, without bias correction, as published.
 
-    .. math:: m \leftarrow \beta_1 m + (1 - \beta_1) \Delta, \quad
-              v \leftarrow \beta_2 v + (1 - \beta_2) \Delta^2, \quad
+    .. math:: m \leftarrow \beta_1 m + (1 - \beta_1) \Delta,
+              \quad v \leftarrow \beta_2 v + (1 - \beta_2) \Delta^2, \quad
               w \leftarrow w + \eta \frac{m}{\sqrt v + \tau}
 
     with `m = 0` and :math:`v = \tau^2` before round one. Steps are of the order of `lr` in every coordinate that

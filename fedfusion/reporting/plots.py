@@ -1,92 +1,152 @@
-"""The pictures of a run."""
+"""What every picture has in common: size, colours, and how it becomes files and a part of a page."""
 
-from collections.abc import Mapping
+import io
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from html import escape
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-matplotlib.use("Agg")
+from fedfusion.reporting.page import writing
 
-import matplotlib.pyplot as plt  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
-
-# label and colour of each column of the table, in its order; colours of Okabe and Ito, safe for colour-blind eyes
-STAGES = {
-    "base": ("base", "#999999"),
-    "single_task": ("single task", "#000000"),
-    "personal": ("personal", "#E69F00"),
-    "fused_clean": ("fused clean", "#56B4E9"),
-    "fused_received": ("fused received", "#D55E00"),
-    "served": ("task known", "#0072B2"),
-    "realigned": ("realigned", "#009E73"),
-    "control": ("control", "#CC79A7"),
-}
-STYLE: dict[str, Any] = {
-    "font.size": 9,
+SINGLE, DOUBLE = 3.45, 7.1  # width in inches of one column, and of both, of a paper
+INK, RULE = "#1a1a1a", "#d0d0d0"  # in a page they follow its colours, dark or light
+# of Okabe and Ito, safe for colour-blind eyes; INK stands for their black
+LOOKS: tuple[dict[str, Any], ...] = tuple(
+    {"color": colour, "marker": marker, "linestyle": line}
+    for colour, marker, line in (
+        (INK, "o", "-"),
+        ("#D55E00", "s", "--"),
+        ("#0072B2", "D", "-."),
+        ("#009E73", "^", ":"),
+        ("#E69F00", "v", (0, (5, 1, 1, 1))),
+        ("#CC79A7", "P", (0, (3, 1, 1, 1, 1, 1))),
+        ("#56B4E9", "X", (0, (7, 2))),
+        ("#999999", "*", (0, (1, 1))),
+    )
+)
+STYLE: Any = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7.5,
+    "ytick.labelsize": 7.5,
+    "legend.fontsize": 7.5,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "grid.color": RULE,
     "axes.spines.top": False,
     "axes.spines.right": False,
+    "axes.linewidth": 0.6,
     "axes.grid": True,
-    "axes.grid.axis": "y",
     "axes.axisbelow": True,
-    "grid.color": "#dddddd",
+    "grid.linewidth": 0.5,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 4,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
     "legend.frameon": False,
-    "svg.fonttype": "none",
+    "legend.handlelength": 2.6,
+    "figure.constrained_layout.use": True,
+    "pdf.fonttype": 42,  # TrueType: text stays text
+    "svg.fonttype": "path",  # shapes: the same on every machine
 }
 
 
-SAME = {"personal": "single_task", "fused_clean": "fused_received", "realigned": "fused_received"}
+@dataclass(frozen=True)
+class Plot:
+    """A figure, and what it says in words.
+
+    Parameters
+    ----------
+    name
+        Of its files, and of its ids in a page.
+    title
+        A few words above the caption.
+    finding
+        What it shows, in numbers: the caption, and what is read out to those who do not see it.
+    figure
+        As drawn inside :func:`drawing`; its layout is settled here, so that it is the same in all files.
+    """
+
+    name: str
+    title: str
+    finding: str
+    figure: Figure
+
+    def __post_init__(self) -> None:
+        self.figure.draw_without_rendering()
+        self.figure.set_layout_engine("none")
+
+    @property
+    def wide(self) -> bool:
+        """Whether it needs both columns."""
+        return bool(self.figure.get_figwidth() > (SINGLE + DOUBLE) / 2)
+
+    @cached_property
+    def svg(self) -> str:
+        """The figure as a part of a page, see :func:`svg`."""
+        return svg(self)
 
 
-def stages(metrics: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """The stages of a run; one that did nothing, and so has the scores of another on every task, is left out."""
-    scores = {stage: [task.get(stage) for task in metrics["tasks"].values()] for stage in STAGES}
-    return {
-        stage: look
-        for stage, look in STAGES.items()
-        if any(scores[stage]) and scores[stage] != scores.get(SAME.get(stage, ""))
-    }
+@contextmanager
+def drawing() -> Iterator[None]:
+    """Within it, figures look as they should."""
+    with matplotlib.rc_context(STYLE):
+        yield
 
 
-def by_task(metrics: Mapping[str, Any]) -> Figure:
-    """Bars: accuracy of every stage on every task, and the mean."""
-    tasks = {task: {n: s["accuracy"] for n, s in scores.items()} for task, scores in metrics["tasks"].items()}
-    groups = [*tasks.items(), ("mean", metrics["mean"])]
-    with plt.style.context(STYLE):
-        figure, axes = plt.subplots(figsize=(10, 3.6), layout="constrained")
-        shown = stages(metrics)
-        width = 0.8 / len(shown)
-        for i, (stage, (label, colour)) in enumerate(shown.items()):
-            heights = [scores.get(stage, 0.0) for _, scores in groups]
-            places = [x + (i - (len(shown) - 1) / 2) * width for x in range(len(groups))]
-            axes.bar(places, heights, width, label=label, color=colour)
-        axes.set_xticks(range(len(groups)), [name.replace("-", "\n") for name, _ in groups])
-        axes.set(ylabel=f"test {metrics['measure']}", ylim=(0, 1))
-        axes.tick_params(axis="x", length=0)
-        axes.axvline(len(groups) - 1.5, color="#bbbbbb", linewidth=0.8)
-        figure.legend(loc="outside upper center", ncols=len(shown))
-    return figure
+def panels(width: float, height: float, rows: int = 1, columns: int = 1, **share: Any) -> tuple[Figure, list[Axes]]:
+    """A figure of `width` x `height` inches, and its axes row by row."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False, **share).flat)
+    for one in axes:
+        one.locator_params(nbins=6)  # else how many ticks there are depends on the layout, and that on them
+    return figure, axes
 
 
-def by_round(metrics: Mapping[str, Any]) -> Figure:
-    """Lines: mean accuracy of every stage by round; what no round changes is dashed."""
-    rounds = [record["round"] for record in metrics["rounds"]]
-    with plt.style.context(STYLE):
-        figure, axes = plt.subplots(figsize=(6, 3.4), layout="constrained")
-        for stage, (label, colour) in stages(metrics).items():
-            if stage in metrics["rounds"][-1]["mean"]:
-                values = [record["mean"].get(stage) for record in metrics["rounds"]]
-                axes.plot(rounds, values, marker="o", label=label, color=colour)
-            else:
-                axes.axhline(metrics["mean"][stage], label=label, color=colour, linestyle="--")
-        axes.set_xticks(rounds)
-        axes.set(xlabel="round", ylabel=f"mean test {metrics['measure']} over tasks")
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return figure
+def looks(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Colour, marker and line of each name."""
+    return dict(zip(names, cycle(LOOKS), strict=False))
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG and forget it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    """Write a figure to `path`.png (200 dpi) and `path`.pdf (text as text), the same bytes every time."""
+    with writing(path), matplotlib.rc_context(STYLE):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(f"{path}.png", dpi=200, metadata={"Software": None})
+        figure.savefig(f"{path}.pdf", metadata={"CreationDate": None, "Creator": None, "Producer": None})
+
+
+def svg(plot: Plot) -> str:
+    """A plot as an `<svg>` element: its ids begin with its name, ink follows the page, no byte is random."""
+    buffer = io.StringIO()
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": plot.name}):
+        plot.figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    drawn = buffer.getvalue()
+    drawn = drawn[drawn.index("<svg") :].strip()
+    drawn = re.sub(r'(\bid="|href="#|url\(#)', rf"\1{plot.name}-", drawn)
+    drawn = re.sub(r"<style.*?</style>|<!--.*?-->", "", drawn, flags=re.DOTALL)  # a style would be the whole page's
+    drawn = drawn.replace(INK, "currentColor").replace(RULE, "var(--line)")
+    view = re.search(r'viewBox="[^"]*"', drawn)
+    assert view is not None
+    labels = f"{plot.name}-title {plot.name}-desc"
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" {view[0]} role="img" '
+        f'aria-labelledby="{labels}">\n<title id="{plot.name}-title">{escape(plot.title)}</title>\n'
+        f'<desc id="{plot.name}-desc">{escape(plot.finding)}</desc>'
+    )
+    return head + drawn[drawn.index(">") + 1 :]

@@ -1,77 +1,100 @@
 """From results.json to what a person looks at: table, plots, model card, report.html."""
 
-import base64
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from omegaconf import OmegaConf
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from fedfusion.reporting import plots
-
-TEMPLATES = Path(__file__).parent / "templates"
-ALT = {
-    "by_task": "Bars: test accuracy of each stage on each task; the numbers are in the table.",
-    "by_round": "Lines: mean test accuracy of each stage after each round.",
-}
-
-
-FEATURE = {
-    "first": "the first token of the last hidden state",
-    "last": "the last token of the last hidden state",
-    "mean": "the mean over the tokens of the last hidden state",
-    "pooler": "the output of the model's pooler or projection",
-}
+from fedfusion.reporting import card, page, plots, run_page, run_plots
+from fedfusion.reporting.run_page import count, mean
+from fedfusion.reporting.tables import fitting
+from fedfusion.types import FedfusionError
 
 
 def make(run_dir: Path) -> None:
-    """Write plots/, adapter/README.md and report.html of a finished run."""
-    results = json.loads((run_dir / "results.json").read_text())
+    """Write plots/, adapter/README.md and report.html of a finished run.
+
+    Raises
+    ------
+    FedfusionError
+        If the folder holds no results, or cannot be written.
+    """
+    results = load(run_dir)
     metrics = results["metrics"]
-    plots.save(plots.by_task(metrics), run_dir / "plots" / "by_task.png")
-    plots.save(plots.by_round(metrics), run_dir / "plots" / "by_round.png")
-    images = {
-        name: {"data": base64.b64encode((run_dir / "plots" / f"{name}.png").read_bytes()).decode(), "alt": alt}
-        for name, alt in ALT.items()
-    }
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=jinja2.select_autoescape(["html.j2"]), trim_blocks=True,
-        lstrip_blocks=True, undefined=jinja2.StrictUndefined,
-    )  # fmt: skip
-    facts = {
-        "results": results,
-        "metrics": metrics,
-        "header": [label for label, _ in plots.stages(metrics).values()],
-        "rows": rows(metrics),
-        "devices": metrics["num_clients"],
-        "feature": FEATURE[results["config"]["model"]["pooling"]],
-        "notes": notes(results),
-        "images": images,
-        "config_yaml": OmegaConf.to_yaml(OmegaConf.create(results["config"])),
-    }
-    for template, target in (("report.html.j2", "report.html"), ("card.md.j2", "adapter/README.md")):
-        (run_dir / target).write_text(environment.get_template(template).render(facts) + "\n")
+    drawn = run_plots.drawn(metrics)
+    for plot in drawn:
+        plots.save(plot.figure, run_dir / "plots" / plot.name)
+    table, said = rows(metrics), notes(results)
+    labels = [label for label, _ in run_plots.stages(metrics).values()]
+    with page.writing(run_dir / "adapter" / "README.md"):
+        (run_dir / "adapter" / "README.md").write_text(card.text(results, run_dir, labels, table, said))
+    page.render(
+        "report.html.j2",
+        run_dir / "report.html",
+        results=results,
+        metrics=metrics,
+        strategy=run_page.strategy(results["config"]),
+        answer=run_page.answer(metrics),
+        header=["task", *labels],
+        rows=[[name, *cells] for name, cells in table],
+        by_round=run_page.by_round(metrics),
+        notes=said,
+        warnings=run_page.warnings(results, run_dir / "run.log"),
+        differences=run_page.differences(results),
+        environment=run_page.environment(results),
+        config_yaml=run_page.as_yaml(results["config"]),
+        plots=drawn,
+    )
+
+
+def load(run_dir: Path) -> dict[str, Any]:
+    """What is in the results.json of a run's folder.
+
+    Raises
+    ------
+    FedfusionError
+        If there is none that can be read, with what to do.
+    """
+    path = run_dir / "results.json"
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        if not run_dir.is_dir():
+            raise FedfusionError(f"{run_dir} is no folder (give the folder of a finished run)") from None
+        missing = [name for name in ("config.yaml", "overrides.yaml") if not (run_dir / name).is_file()]
+        if missing:
+            raise FedfusionError(
+                f"{run_dir} is not the folder of a run: results.json, {' and '.join(missing)} are missing from it "
+                "(give the folder that fedfusion run has named)"
+            ) from None
+        raise FedfusionError(
+            f"{run_dir} holds a run that has not ended: results.json is missing from it (end it with: fedfusion run "
+            f"--resume {run_dir})"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise FedfusionError(
+            f"{path} cannot be read: {error} (write it anew with: fedfusion run --resume {run_dir})"
+        ) from error
 
 
 def rows(metrics: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     """Task, and its accuracy in each stage as text; then mean, worst task, and mean over that of the single tasks."""
     table = [(task, {n: s["accuracy"] for n, s in scores.items()}) for task, scores in metrics["tasks"].items()]
     single = {task: scores.get("single_task") for task, scores in table}
-    shown = plots.stages(metrics)
+    shown = run_plots.stages(metrics)
     normalised = {
-        stage: _mean([scores[stage] / single[task] for task, scores in table if single[task] and stage in scores])
+        stage: mean([scores[stage] / single[task] for task, scores in table if single[task] and stage in scores])
         for stage in shown
     }
     table += [("mean", metrics["mean"]), ("worst task", metrics["worst"]), ("over single task", normalised)]
     if metrics["measure"] == "exact match":
-        losses = {stage: _mean([s[stage]["loss"] for s in metrics["tasks"].values() if stage in s]) for stage in shown}
+        losses = {stage: mean([s[stage]["loss"] for s in metrics["tasks"].values() if stage in s]) for stage in shown}
         table.append(("mean loss", losses))
-    return [(name, [_text(scores.get(stage)) for stage in shown]) for name, scores in table]
+    return [(name, [run_page.text(scores.get(stage)) for stage in shown]) for name, scores in table]
 
 
 def notes(results: Mapping[str, Any]) -> list[str]:
@@ -81,26 +104,26 @@ def notes(results: Mapping[str, Any]) -> list[str]:
     drawn, total = {client for record in rounds for client in record["clients"]}, results["metrics"]["num_clients"]
     per_round = f" ({len(last['clients'])} per round, {len(drawn)} of them drawn)" if len(drawn) < total else ""
     per_round = per_round or (f" ({len(last['clients'])} per round)" if len(last["clients"]) < total else "")
-    said = [f"{_count(total, 'client')}{per_round}, {_count(len(rounds), 'round')}, seed {results['seed']}"]
+    said = [f"{count(total, 'client')}{per_round}, {count(len(rounds), 'round')}, seed {results['seed']}"]
     if unheard := [task for task, scores in results["metrics"]["tasks"].items() if "single_task" not in scores]:
         said.append(f"no client of {', '.join(unheard)} was drawn: means of single task and personal are without it")
+    if (kept := results["metrics"].get("kept_round", len(rounds))) < len(rounds):
+        said.append(f"adapter/ and the scores are of round {kept}, the best on the server's own samples (keep=best)")
     if last["nmse_db"] is not None:
         said.append(f"uplink NMSE in the last round {last['nmse_db']:.1f} dB")
     said += _uplink(last["uplink"])
     if empty := [str(record["round"]) for record in rounds if not record["learnt"]]:
-        said.append(
-            f"too little arrived in {_count(len(empty), 'round')} ({', '.join(empty)}): the last model was kept"
-        )
+        said.append(f"too little arrived in {count(len(empty), 'round')} ({', '.join(empty)}): the last model was kept")
     if generated := results["metrics"].get("rouge_l"):
         stages = dict.fromkeys(stage for scores in generated.values() for stage in scores)
-        means = {stage: _mean([s[stage] for s in generated.values() if stage in s]) for stage in stages}
-        said.append("ROUGE-L of generated responses: " + ", ".join(f"{s} {mean:.2f}" for s, mean in means.items()))
+        means = {stage: mean([s[stage] for s in generated.values() if stage in s]) for stage in stages}
+        said.append("ROUGE-L of generated responses: " + ", ".join(f"{s} {value:.2f}" for s, value in means.items()))
     said += _attack(results)
     if unheard := last["unheard"]:
         said.append(f"nothing is believed of task{'s' if len(unheard) > 1 else ''} {', '.join(unheard)}")
     dropped = sum(len(record["dropped"]) for record in rounds)
     if dropped:
-        said.append(f"{_count(dropped, 'upload')} dropped:")
+        said.append(f"{count(dropped, 'upload')} dropped:")
         said += [f"  round {r['round']}, client {c}: {why}" for r in rounds for c, why in r["dropped"].items()]
     if last["discarded_energy"] >= 0.001:
         said.append(
@@ -116,12 +139,12 @@ def _attack(results: Mapping[str, Any]) -> list[str]:
     if not byzantine:
         return []
     does = [part["_target_"].rpartition(".")[2] for part in (parts["data"], parts["upload"]) if part]
-    said = [f"{_count(len(byzantine), 'Byzantine client')} ({', '.join(does)}): {', '.join(map(str, byzantine))}"]
+    said = [f"{count(len(byzantine), 'Byzantine client')} ({', '.join(does)}): {', '.join(map(str, byzantine))}"]
     shares = {"honest uploads believed": "accepted_honest", "Byzantine ones refused": "refused_byzantine"}
     judged = [f"{attack[key]:.0%} of the {what}" for what, key in shares.items() if attack[key] is not None]
     said += ["by the guard " + ", ".join(judged)] if judged else []
     if success := list(attack["success"].values()):
-        of = {stage: _mean([scores[stage] for scores in success]) for stage in success[0]}
+        of = {stage: mean([scores[stage] for scores in success]) for stage in success[0]}
         said.append(
             f"attack success {of['fused_received']:.3f} once fused, {of['realigned']:.3f} realigned "
             f"(base {of['base']:.3f})"
@@ -131,16 +154,18 @@ def _attack(results: Mapping[str, Any]) -> list[str]:
 
 def _uplink(uplink: Mapping[str, Any]) -> list[str]:
     """What the radio cost, where the channel has one, and what its errors became."""
-    mean, said = uplink["mean"], []
-    if "sinr_db" in mean:
+    means, said = uplink["mean"], []
+    if "sinr_db" in means:
         said.append(
-            f"uplink SINR {mean['sinr_db']:.1f} dB, {mean['rate']:.2f} bit per channel use, "
-            f"{mean['outage']:.0%} of the coherence blocks in outage"
+            f"uplink SINR {means['sinr_db']:.1f} dB, {means['rate']:.2f} bit per channel use, "
+            f"{means['outage']:.0%} of the coherence blocks in outage"
         )
-    if "bler" in mean:
-        said.append(f"block error rate {mean['bler']:.3f}, {mean['erased_share']:.1%} of the parameters lost")
-    if "energy_j" in mean:
-        said.append(f"uplink {uplink['duration_s']:.3g} s in virtual time, {mean['energy_j']:.3g} J per client")
+    if "bler" in means:
+        said.append(f"block error rate {means['bler']:.3f}, {means['erased_share']:.1%} of the parameters lost")
+    if "energy_j" in means:
+        said.append(f"uplink {uplink['duration_s']:.3g} s in virtual time, {means['energy_j']:.3g} J per client")
+    if means.get("privacy_nmse_db") is not None:
+        said.append(f"what clients changed for privacy, before they sent it: NMSE {means['privacy_nmse_db']:.1f} dB")
     if uplink["product_nmse_db"] is not None:
         fused = uplink["fused"]["nmse_db"]
         then = "" if fused is None else f", of the fused products {fused:.1f} dB"
@@ -149,34 +174,18 @@ def _uplink(uplink: Mapping[str, Any]) -> list[str]:
 
 
 def show(results: Mapping[str, Any], console: Console | None = None) -> None:
-    """Print the table and the notes."""
+    """Print the table, in as many parts as its columns need, and the notes."""
     console = console or Console(highlight=False)
     metrics = results["metrics"]
-    shown = plots.stages(metrics).values()
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        title=f"test {metrics['measure']}",
-        title_justify="left",
-        padding=(0, int(len(shown) < len(plots.STAGES)), 0, 0),  # all of them just fit in 80 columns
-        pad_edge=False,
-    )
-    table.add_column("task", no_wrap=True)
-    for label, _ in shown:
-        table.add_column(label.replace(" ", "\n").replace("realigned", "re-\naligned"), justify="right", no_wrap=True)
-    for i, (name, cells) in enumerate(rows(metrics)):
-        table.add_row(name, *cells, end_section=i == len(metrics["tasks"]) - 1)
-    console.print(table)
+    labels = [label.replace("realigned", "re- aligned") for label, _ in run_plots.stages(metrics).values()]
+    table = [[name, *cells] for name, cells in rows(metrics)]
+    console.print(f"test {metrics['measure']}")
+    for header, cells in fitting(["task", *labels], table, console.width):
+        grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+        for i, label in enumerate(header):
+            grid.add_column(label.replace(" ", "\n"), justify="right" if i else "left", no_wrap=i > 0, overflow="fold")
+        for i, row in enumerate(cells):
+            grid.add_row(*row, end_section=i == len(metrics["tasks"]) - 1)
+        console.print(grid)
     for line in notes(results):
         console.print(line, markup=False)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' if number != 1 else ''}"
-
-
-def _text(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
-
-
-def _mean(values: list[float]) -> float | None:
-    return sum(values) / len(values) if values else None

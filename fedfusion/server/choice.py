@@ -15,7 +15,8 @@ from flwr.serverapp.strategy import (
 from hydra.errors import HydraException
 from hydra.utils import instantiate
 
-from fedfusion.config import Experiment, composed
+from fedfusion.composition import composed
+from fedfusion.config import Experiment
 from fedfusion.coupling import Average
 from fedfusion.guard import NormClip
 from fedfusion.regularizers import Unregularized
@@ -115,9 +116,11 @@ def _refused(strategy: Strategy, experiment: Experiment) -> list[str]:
 
 def _idle(name: str, experiment: Experiment) -> list[str]:
     """What was chosen and would have no part in the run."""
-    client, cfg = experiment.client, composed([], "config", Experiment, {})[0]
+    client, cfg = experiment.client, composed([], "config", Experiment)[0]
     stages = [s for s in STAGES if instantiate(cfg[s], _convert_="all") != getattr(experiment, s)]
     idle = {
+        f"keep={experiment.keep}: it keeps the last model (set keep=last)":
+            experiment.keep != "last",
         f"fraction={experiment.fraction}: it draws clients itself (set +server.strategy.fraction_train)":
             experiment.fraction != 1,
         f"aggregate_within={experiment.aggregate_within}: there is one adapter for all tasks (set it to task)":

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedfusion.client.train import evaluate
+from fedfusion.config import TrustedSuite
 from fedfusion.lora.model import LoraModel
 from fedfusion.lora.product import CoreSpace
 from fedfusion.server.store import Store
@@ -94,6 +95,13 @@ class Evaluator:
     def accuracy(self, task: str, adapter: Tensor, samples: Samples) -> float:
         """Accuracy of `adapter [d]` on other samples of one task."""
         return evaluate(self.model, adapter, samples, self.heads[task])["accuracy"]
+
+    def held_out_loss(self, adapter: Tensor) -> float:
+        """Mean over tasks of the loss of `adapter [d]` on labelled samples that no head was made of."""
+        suite = self.suite
+        assert isinstance(suite, TrustedSuite)
+        rows = {task: suite.trusted_rows(task, self.seed) for task in suite.tasks}
+        return _mean([evaluate(self.model, adapter, rows[task], self.heads[task])["loss"] for task in suite.tasks])
 
     def personal(self, model: LoraModel, adapters: Tensor, clients: Sequence[int]) -> dict[int, dict[str, float]]:
         """Accuracy and loss of the own adapter `adapters [N, d]` of each of `clients` on its own task."""

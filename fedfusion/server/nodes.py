@@ -22,7 +22,9 @@ from fedfusion.types import TaskSuite
 IN_FLIGHT = 32  # messages that wait for an answer at the same time: each holds the adapters of its clients
 GRACE_S = 10.0  # a grid that watches the deadline itself answers for the client within this time
 PAUSES_S = 0.005, 0.5  # between two looks for replies: doubled while none comes
-RETRIES = 2  # of a message whose node went away
+RETRIES = 2  # of a message whose node went away, or that was lost
+DOUBT_S = 60.0  # a device that has not answered by then is asked whether it still has the message
+PRESENT = "query.present"  # the question
 SHORTEST_S = 1.0  # a message that would expire sooner is not sent: a SuperLink refuses expired ones
 MEASURED = "accuracy", "loss", "shared_accuracy", "shared_loss"
 GONE = (  # Flower's errors that say nothing of the clients
@@ -123,10 +125,11 @@ class Nodes:
 
         `take` says which clients of a group did not send what was asked for. Those are asked again, one by one, so
         that nobody is dropped for what another did. A message whose node is gone waits until it is back, or until it
-        has expired. `progress` is told how many of the `total` clients have answered.
+        has expired; one that a device has lost is sent again. `progress` is told how many of the `total` clients have
+        answered.
         """
         self.asked.clear()
-        unsent, waiting, absent = iter(messages), dict[str, Message](), _Absent()
+        unsent, waiting, absent, doubts = iter(messages), dict[str, Message](), _Absent(), _Doubts()
         last, pause, answered = time.monotonic(), PAUSES_S[0], 0
         at_once = None if self.devices else IN_FLIGHT  # a device that hangs keeps nobody else waiting
         progress(0, total)
@@ -135,7 +138,10 @@ class Nodes:
             waiting |= self._send(grid, [*absent.back(grid), *islice(unsent, free)], absent)
             if not waiting and not absent.messages:
                 break
-            new = [r for r in grid.pull_messages(list(waiting)) if r.metadata.reply_to_message_id in waiting]
+            if self.devices:
+                doubts.ask(grid, waiting)
+            replies = list(grid.pull_messages([*waiting, *doubts.questions]))
+            new = [reply for reply in replies if reply.metadata.reply_to_message_id in waiting]
             for reply in new:
                 message = waiting.pop(reply.metadata.reply_to_message_id)
                 clients = self.asked[reply.metadata.reply_to_message_id]
@@ -145,7 +151,10 @@ class Nodes:
                 again = failed if len(clients) > 1 else ()
                 waiting |= self._send(grid, _singly(message, again), absent)
                 answered += len(clients) - len(again)
-            if new:
+            lost = doubts.settled(replies) & waiting.keys()
+            for key in lost:
+                absent.keep(waiting.pop(key), "the message, or the answer to it, was lost on the way")
+            if new or lost:
                 last, pause = time.monotonic(), PAUSES_S[0]
                 progress(answered, total)
             else:
@@ -202,6 +211,48 @@ class _Absent:
         found = [message for message in self.messages if message.metadata.dst_node_id in there]
         self.messages = [message for message in self.messages if message.metadata.dst_node_id not in there]
         return [_copy(message, message.content) for message in found]
+
+
+class _Doubts:
+    """Questions to devices that have not answered for long.
+
+    A SuperLink hands out every message, and every answer, once: what it was sending when it died, or the connection
+    broke, is lost, and nobody is told. But a SuperNode takes one message after another, in the order in which they were
+    made: one that answers a question has no earlier message any more.
+
+    Attributes
+    ----------
+    questions
+        By the id of each question, that of the message in doubt and the question itself.
+    """
+
+    def __init__(self) -> None:
+        self.questions: dict[str, tuple[str, Message]] = {}
+
+    def ask(self, grid: Grid, waiting: Mapping[str, Message]) -> None:
+        """Ask for each message that has waited for `DOUBT_S`; again, if need be, when it has waited twice as long.
+
+        A question expires before the next is asked, so that a busy device finds one at most.
+        """
+        self.questions = {
+            question: (key, message)
+            for question, (key, message) in self.questions.items()
+            if key in waiting and remaining_s(message) > 0
+        }
+        asked = {key for key, _ in self.questions.values()}
+        waited = {key: time.time() - m.metadata.created_at for key, m in waiting.items() if key not in asked}
+        doubtful = [key for key, seconds in waited.items() if seconds > DOUBT_S]
+        new = [Message(RecordDict(), waiting[key].metadata.dst_node_id, PRESENT, ttl=waited[key]) for key in doubtful]
+        pushed = zip(grid.push_messages(new) if new else (), doubtful, new, strict=True)
+        self.questions |= {question: (key, message) for question, key, message in pushed if question}
+
+    def settled(self, replies: Iterable[Message]) -> set[str]:
+        """The messages that are lost unless `replies` answer them, too."""
+        answers = {reply.metadata.reply_to_message_id: reply for reply in replies}
+        answered = [
+            (self.questions.pop(question)[0], answers[question]) for question in answers.keys() & self.questions.keys()
+        ]
+        return {key for key, answer in answered if not (answer.has_error() and answer.error.code in GONE)}
 
 
 def _singly(message: Message, clients: Collection[int]) -> Iterable[Message]:

@@ -6,9 +6,11 @@ import importlib.metadata
 import json
 import platform
 import resource
+import shutil
+import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from logging import WARNING
 from pathlib import Path
 from typing import Any
@@ -19,17 +21,21 @@ from flwr.common import log
 from flwr.serverapp import Grid
 from safetensors.torch import save_file
 
-from fedfusion.config import Experiment, build
+from fedfusion.config import Experiment, build, for_clients
+from fedfusion.coupling import Laplacian
 from fedfusion.lora.model import LoraModel
 from fedfusion.server.checkpoint import Checkpoints, folders, write_atomically
 from fedfusion.server.evaluation import Evaluator, summary
 from fedfusion.server.stock import serve_stock
+from fedfusion.server.store import Store
 from fedfusion.server.strategy import RoundStrategy
+from fedfusion.server.structure import relation, spectra
 from fedfusion.tasks.heads import PrototypeHead
-from fedfusion.tracking import Jsonl, Terminal
+from fedfusion.tracking import Jsonl, Terminal, Tracker
 from fedfusion.types import FedfusionError
 
 SCHEMA_VERSION = 1
+FOLDERS = ("run_dir", "trainings")  # where a run happens to be, and finds what it computes
 PACKAGES = (
     "fedfusion",
     "flwr",
@@ -55,8 +61,10 @@ def serve(grid: Grid, experiment_json: str) -> None:
     assert experiment.run_dir is not None
     run_dir = Path(experiment.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
-    with _alone(run_dir):
-        _serve(grid, experiment, experiment_json, run_dir, started)
+    with _alone(run_dir), _telling(experiment, experiment_json, run_dir) as trackers:
+        results = _serve(grid, experiment, experiment_json, run_dir, started, trackers)
+        for tracker in trackers:
+            tracker.concluded(results)
 
 
 def _named(experiment: Experiment, experiment_json: str) -> str:
@@ -78,11 +86,30 @@ def _alone(run_dir: Path) -> Iterator[None]:
         yield
 
 
-def _serve(grid: Grid, experiment: Experiment, experiment_json: str, run_dir: Path, started: float) -> None:
+@contextlib.contextmanager
+def _telling(experiment: Experiment, experiment_json: str, run_dir: Path) -> Iterator[Sequence[Tracker]]:
+    """Those who are told about the run, until it is over."""
+    chosen = experiment.tracker.open(run_dir, json.loads(experiment_json))
+    with contextlib.ExitStack() as over:
+        trackers = Jsonl(run_dir / "metrics.jsonl"), Terminal(), chosen
+        for tracker in trackers:
+            over.callback(tracker.close)
+        yield trackers
+
+
+def _serve(
+    grid: Grid,
+    experiment: Experiment,
+    experiment_json: str,
+    run_dir: Path,
+    started: float,
+    trackers: Sequence[Tracker],
+) -> dict[str, Any]:
     torch.set_num_threads(experiment.client.threads)
     if experiment.server.stock:
-        metrics = serve_stock(grid, experiment, experiment_json, run_dir)
-        return _conclude(run_dir, experiment_json, metrics, time.monotonic() - started, Checkpoints(run_dir))
+        metrics = serve_stock(grid, experiment, experiment_json, run_dir, trackers)
+        seconds = {"wall_time_s": time.monotonic() - started}
+        return _conclude(run_dir, experiment_json, metrics, seconds, Checkpoints(run_dir))
     client_model = LoraModel(experiment.model, experiment.seed, engine=experiment.client.engine)
     if client_model.fallback:
         log(WARNING, "client.engine=peft, slower: the cohort engine cannot run this adapter, %s", client_model.fallback)
@@ -90,47 +117,46 @@ def _serve(grid: Grid, experiment: Experiment, experiment_json: str, run_dir: Pa
     fused_model = LoraModel(experiment.model, experiment.seed, rank, experiment.client.engine)
     if experiment.coupling.into_base:  # nothing yet, but an adapter that cannot be added is refused here
         client_model.bake(fused_model.initial, fused_model.layout)
-    terminal = Terminal()
+    # of a coupling into the base, each round has another base
+    store = None if experiment.coupling.into_base else Store.of(json.loads(experiment_json))
     strategy = RoundStrategy(
         experiment=experiment,
-        experiment_json=experiment_json,
+        experiment_json=for_clients(experiment_json),
         model=client_model,
-        evaluator=Evaluator(experiment.suite, fused_model, experiment.seed, experiment.head),
-        trackers=(Jsonl(run_dir / "metrics.jsonl"), terminal),
+        evaluator=Evaluator(experiment.suite, fused_model, experiment.seed, experiment.head, store),
+        trackers=trackers,
         checkpoints=Checkpoints(run_dir),
     )
     for damage in strategy.checkpoints.damaged:
-        terminal.warn(f"damaged checkpoint {damage} (the round before it is used)")
+        Terminal().warn(f"damaged checkpoint {damage} (the round before it is used)")
     strategy.start(grid, ArrayRecord(), num_rounds=experiment.rounds, timeout=experiment.deadline_s)
     with strategy.checkpoints.writing(run_dir / "adapter"), folders(run_dir) as folder:
         _save_adapters(folder, strategy, client_model)
-    metrics = _metrics(strategy) | _rouge_l(strategy, experiment.rouge_rows)
-    seconds = strategy.state.seconds + time.monotonic() - started
-    _conclude(run_dir, experiment_json, metrics, seconds, strategy.checkpoints)
+    metrics = _metrics(strategy) | _rouge_l(strategy, experiment.rouge_rows) | _structure(strategy)
+    total = strategy.state.seconds + time.monotonic() - started
+    seconds = {"wall_time_s": total, "training_s": strategy.training_s}
+    return _conclude(run_dir, experiment_json, metrics, seconds, strategy.checkpoints)
 
 
 def _conclude(
-    run_dir: Path, experiment_json: str, metrics: dict[str, Any], seconds: float, checkpoints: Checkpoints
-) -> None:
-    """Write results.json."""
+    run_dir: Path, experiment_json: str, metrics: dict[str, Any], seconds: Mapping[str, float], checkpoints: Checkpoints
+) -> dict[str, Any]:
+    """Write results.json, and return what is in it."""
     config = json.loads(experiment_json)
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
     results = {
         "schema_version": SCHEMA_VERSION,
         "seed": config["seed"],
         "metrics": metrics,
-        "config": {key: value for key, value in config.items() if key != "run_dir"},
+        "config": {key: value for key, value in config.items() if key not in FOLDERS},
         "versions": versions(),
-        "machine": {
-            "python": platform.python_version(),
-            "platform": platform.platform(),
-            "threads": torch.get_num_threads(),
-        },
-        "wall_time_s": round(seconds, 2),
+        "machine": machine(),
+        **{name: round(value, 2) for name, value in seconds.items()},
         "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6),
     }
     with checkpoints.writing(run_dir / "results.json"):
         write_atomically(run_dir / "results.json", json.dumps(results, indent=1) + "\n")
+    return results
 
 
 def _fused_rank(experiment: Experiment, model: LoraModel) -> int:
@@ -146,7 +172,10 @@ def _fused_rank(experiment: Experiment, model: LoraModel) -> int:
 def _save_adapters(run_dir: Path, strategy: RoundStrategy, client_model: LoraModel) -> None:
     """`adapter/` with its heads, `served/` by task, and `personal/client-00/` for every client that was heard."""
     model = strategy.evaluator.model
-    model.save(run_dir / "adapter", strategy.state.realigned)
+    best = strategy.experiment.keep == "best"
+    model.save(run_dir / "adapter", strategy.state.best if best else strategy.state.realigned)
+    if best:
+        model.save(run_dir / "last", strategy.state.realigned)
     heads = {
         task: head.to_tensor() for task, head in strategy.evaluator.heads.items() if isinstance(head, PrototypeHead)
     }
@@ -168,9 +197,9 @@ def _save_adapters(run_dir: Path, strategy: RoundStrategy, client_model: LoraMod
 
 
 def _metrics(strategy: RoundStrategy) -> dict[str, Any]:
-    """The scores of the last round beside those that no round changes, and every round's record."""
+    """The scores of the round that is kept beside those that no round changes, and every round's record."""
     state = strategy.state
-    last = state.history[-1]
+    last = state.history[state.best_round - 1]
     tasks = {
         task: {name: scores[task] for name, scores in state.reference.items()} | last["tasks"].get(task, {})
         for task in strategy.suite.tasks
@@ -180,6 +209,7 @@ def _metrics(strategy: RoundStrategy) -> dict[str, Any]:
     return {
         "measure": "exact match" if words else "accuracy",
         "num_clients": strategy.suite.num_clients,
+        "kept_round": state.best_round,
         "tasks": tasks,
         "mean": {name: s["mean"] for name, s in fixed.items()} | last["mean"],
         "worst": {name: s["worst"] for name, s in fixed.items()} | last["worst"],
@@ -208,6 +238,17 @@ def _attack(strategy: RoundStrategy) -> dict[str, Any]:
     }
 
 
+def _structure(strategy: RoundStrategy) -> dict[str, Any]:
+    """`relation` of the clients, where a coupling knows one, and `spectra` of what was learned."""
+    state, layout, experiment = strategy.state, strategy.layout, strategy.experiment
+    fused = strategy.evaluator.model.layout, state.fused
+    found: dict[str, Any] = {"spectra": spectra(layout, state.adapters, state.examples, strategy.clients.tasks, fused)}
+    if isinstance(experiment.coupling, Laplacian):
+        adjacency, rounds = experiment.coupling.adjacency, len(state.history)
+        found["relation"] = relation(adjacency, strategy.clients, state.adapters, experiment.seed, rounds)
+    return found
+
+
 def _rouge_l(strategy: RoundStrategy, rows: int) -> dict[str, Any]:
     """ROUGE-L, by task, of base, realigned and personal adapters on the first `rows` test samples."""
     if not rows:
@@ -222,6 +263,22 @@ def _rouge_l(strategy: RoundStrategy, rows: int) -> dict[str, Any]:
             own = [evaluator.rouge_l(strategy.model, adapter, task, rows) for adapter in own]
             scores[task]["personal"] = sum(own) / len(own)
     return {"rouge_l": scores}
+
+
+def machine() -> dict[str, Any]:
+    """Where it ran, and the commit of a fedfusion that is a checkout."""
+    facts = {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "device": str(torch.get_default_device()),
+    }
+    checkout = Path(__file__).parents[2]
+    git = ["git", "-C", str(checkout), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    if (checkout / ".git").exists() and shutil.which("git"):
+        described = subprocess.run(git, capture_output=True, text=True, check=False)
+        facts |= {"commit": described.stdout.strip()} if described.returncode == 0 else {}
+    return facts
 
 
 def versions() -> dict[str, str | None]:

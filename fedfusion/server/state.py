@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from fedfusion.server.evaluation import Scores
@@ -42,11 +43,13 @@ class State:
         Last score of each task's own adapters.
     personal
         Last score of each client's personal adapter, by client id.
+    best : [d'] or [0]
+        The realigned adapter of the round with the least `held_out_loss`, where that is asked for.
     seconds
         What earlier calls of a resumed run have taken.
     """
 
-    TENSORS: ClassVar = ("adapters", "examples", "fused", "realigned", "merged", "moments", "uploads", "errors")
+    TENSORS: ClassVar = ("adapters", "examples", "fused", "realigned", "merged", "moments", "uploads", "errors", "best")
     BY_TASK: ClassVar = ("heads", "served", "curvature")
     FACTS: ClassVar = ("reference", "history", "single_task", "personal", "seconds")
 
@@ -66,6 +69,13 @@ class State:
     single_task: Scores = field(default_factory=dict)
     personal: dict[str, dict[str, float]] = field(default_factory=dict)
     seconds: float = 0.0
+    best: Tensor = field(default_factory=lambda: torch.zeros(0))
+
+    @property
+    def best_round(self) -> int:
+        """Number of the round of `best`; the last one where none is kept."""
+        losses = [record["held_out_loss"] for record in self.history]
+        return losses.index(min(losses)) + 1 if len(self.best) else len(self.history)
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint keeps as tensors."""

@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from flwr.app import Array, ArrayRecord
 from flwr.serverapp import Grid
 from safetensors.torch import save, save_file
 
 from fedfusion.client.device import facts
 from fedfusion.client.stock import adapter_of
-from fedfusion.config import Experiment
+from fedfusion.config import Experiment, for_clients
 from fedfusion.lora.model import LoraModel
 from fedfusion.server.checkpoint import Checkpoints, folders
 from fedfusion.server.evaluation import Evaluator, summary
@@ -20,14 +21,17 @@ from fedfusion.server.meeting import meet
 from fedfusion.server.nodes import Nodes
 from fedfusion.server.stock_strategy import StockStrategy
 from fedfusion.server.strategy import STARTUP_S
+from fedfusion.server.structure import energies
 from fedfusion.tasks.heads import PrototypeHead
-from fedfusion.tracking import Jsonl, Terminal
+from fedfusion.tracking import Tracker
 from fedfusion.types import FedfusionError
 
 REGISTERED_S = 30.0  # simulated nodes have this long to appear after the first
 
 
-def serve_stock(grid: Grid, experiment: Experiment, experiment_json: str, run_dir: Path) -> dict[str, Any]:
+def serve_stock(
+    grid: Grid, experiment: Experiment, experiment_json: str, run_dir: Path, trackers: Sequence[Tracker]
+) -> dict[str, Any]:
     """Run all rounds with the strategy of `server.strategy`, and write the adapter; returns the metrics.
 
     Flower's strategies keep nothing from round to round that could be continued: they begin at round one.
@@ -36,39 +40,28 @@ def serve_stock(grid: Grid, experiment: Experiment, experiment_json: str, run_di
     evaluator = Evaluator(experiment.suite, model, experiment.seed, experiment.head)
     heads = {task: head.to_tensor() for task, head in evaluator.heads.items() if isinstance(head, PrototypeHead)}
     patience = max(experiment.deadline_s, STARTUP_S)
-    given, suite = _for_clients(experiment_json), experiment.suite
+    given, suite = for_clients(experiment_json), experiment.suite
     tasks = [suite.task_of(client) for client in range(suite.num_clients)]
     simulated = experiment.federation.simulated
     nodes = meet(grid, given, tasks, patience, facts=facts(suite, model), simulated=simulated)
     places = _places(grid, nodes, suite.num_clients)
     told: dict[str, str | bytes] = {"experiment": given, "heads": save(heads), "places": json.dumps(places)}
-    trackers = (Jsonl(run_dir / "metrics.jsonl"), Terminal())
     strategy = StockStrategy(experiment.server.make(), experiment, model, evaluator, places, told, trackers)
     for tracker in trackers:
         tracker.started([], experiment.rounds)
-    try:
-        result = strategy.start(
-            grid,
-            ArrayRecord({name: Array(entry.numpy()) for name, entry in model.layout.unflatten(model.initial).items()}),
-            num_rounds=experiment.rounds,
-            timeout=experiment.deadline_s,
-            evaluate_fn=strategy.evaluate,
-        )
-    finally:
-        for tracker in trackers:
-            tracker.close()
+    result = strategy.start(
+        grid,
+        ArrayRecord({name: Array(entry.numpy()) for name, entry in model.layout.unflatten(model.initial).items()}),
+        num_rounds=experiment.rounds,
+        timeout=experiment.deadline_s,
+        evaluate_fn=strategy.evaluate,
+    )
     with Checkpoints(run_dir).writing(run_dir / "adapter"), folders(run_dir) as folder:
         model.save(folder / "adapter", adapter_of(result.arrays, model))
         if heads:
             save_file(heads, folder / "adapter" / "heads.safetensors")
-    return _metrics(strategy)
-
-
-def _for_clients(experiment_json: str) -> str:
-    """The configuration without the strategy, which is the server's affair, for devices that allow few callables."""
-    cfg = json.loads(experiment_json)
-    cfg["server"]["strategy"] = {"_target_": None}
-    return json.dumps(cfg)
+    fused = adapter_of(result.arrays, model)[None]
+    return _metrics(strategy) | {"spectra": {"fused": energies(model.layout, fused, torch.ones(1))}}
 
 
 def _places(grid: Grid, nodes: Nodes, num_clients: int) -> dict[int, int]:

@@ -182,6 +182,7 @@ class RoundStrategy(Strategy):
             "uplink": self.uplink.record(sent, received, report)
             | {"fused": fused_fidelity(self.evaluator.model.layout, fused_clean.adapter, state.fused)},
             "coupling": coupling,
+            "held_out_loss": self._kept(),
             "discarded_energy": max(discarded.values(), default=0.0),
             "discarded_by_module": {module: share for module, share in discarded.items() if share > 1e-6},
             "mean": {name: summary(score)["mean"] for name, score in scores.items() if score},
@@ -190,6 +191,15 @@ class RoundStrategy(Strategy):
         }
         state.history.append(record)
         return arrays(realigned=state.realigned), MetricRecord({"accuracy": record["mean"]["realigned"]})
+
+    def _kept(self) -> float | None:
+        """The loss by which rounds are compared, where the best one is kept; keeps this one if it is."""
+        if self.experiment.keep == "last":
+            return None
+        loss, before = self.evaluator.held_out_loss(self.state.realigned), self.state.history
+        if all(loss < record["held_out_loss"] for record in before):
+            self.state.best = self.state.realigned.clone()
+        return loss
 
     def _short(self, believed: Updates) -> dict[str, str]:
         """Tasks of which too few clients are known, with those that are believed now, and why."""

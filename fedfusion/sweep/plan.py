@@ -136,6 +136,7 @@ def separate(overrides: Sequence[str]) -> tuple[list[Override], Settings]:
     errors += [error for o in names for error in check_option(o, list(known["sweep"]))]
     for key, instead in (
         ("run_dir", "each run has a folder in --out"),
+        ("push_to_hub", "push the run that you choose, with fedfusion run"),
         ("trainings", "they are in --out; sweep.share=false shares none"),
         ("hydra.sweep.dir", "give --out instead"),
         ("hydra.sweep.subdir", "two cells could have one folder; each is named after its hash"),

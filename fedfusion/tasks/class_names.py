@@ -28,8 +28,8 @@ class Named(Protocol):
 class ClassNames:
     r"""CLIP's zero-shot head: cosines with the embedded names of the classes, at CLIP's own temperature.
 
-    .. math:: \text{logit}_c(x) = e^{\tau} \cos(x,\; t_c), \qquad
-              t_c = \text{the text tower's embedding of the template with the class's name in it}
+    .. math:: \text{logit}_c(x) = e^{\tau} \cos(x,\; t_c),
+              \qquad t_c = \text{the text tower's embedding of the template with the class's name in it}
 
     Only the vision tower is trained; the text tower is read once, from the folder or hub id of the model.
 

@@ -36,8 +36,8 @@ class Head(Protocol):
 class PrototypeHead:
     r"""Cosine classifier on class means of a few labelled samples, centred on their common mean.
 
-    .. math:: \text{logit}_c(x) = \kappa \, \cos(x - \bar p,\; p_c - \bar p), \qquad
-              p_c = \text{mean of the class-}c\text{ features}, \; \bar p = \text{mean}_c\, p_c
+    .. math:: \text{logit}_c(x) = \kappa \, \cos(x - \bar p,\; p_c - \bar p),
+              \qquad p_c = \text{mean of the class-}c\text{ features}, \; \bar p = \text{mean}_c\, p_c
 
     Attributes
     ----------

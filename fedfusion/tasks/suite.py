@@ -4,11 +4,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache, partial
+from typing import Any
 
 import pyarrow as pa  # type: ignore[import-untyped]
 import torch
 from datasets import ClassLabel, Dataset
-from flwr_datasets.partitioner import Partitioner
 from torch import Tensor
 
 from fedfusion.rng import generator
@@ -48,7 +48,7 @@ class Suite:
 
     source: Source
     encoder: Encoder
-    partitioner: Callable[..., Partitioner]
+    partitioner: Callable[..., Any]
     tasks: Sequence[str] = ()
     clients_per_task: int = 1
     shots: int = 8
@@ -306,7 +306,7 @@ class Files(Suite):
         self,
         root: str,
         model: str,
-        partitioner: Callable[..., Partitioner],
+        partitioner: Callable[..., Any],
         tasks: Sequence[str] = (),
         clients_per_task: int = 1,
         shots: int = 8,

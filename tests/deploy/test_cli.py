@@ -52,6 +52,18 @@ def test_without_a_deployment_the_command_that_makes_one_is_named(verb, tmp_path
     assert done.exit_code == 2 and "make one: fedfusion deploy init" in done.stderr
 
 
+def test_what_was_made_and_ended_is_one_json_document(tmp_path):
+    home = tmp_path / "deploy"
+    made = json.loads(deploy("init", "--dir", str(home), "--port", str(PORT), "--json").stdout)
+    assert made == {
+        "folder": str(home), "hosts": [], "port": PORT, "devices": [str(home / "nodes" / f"node-{i}") for i in (0, 1)],
+    }  # fmt: skip
+    rotated = json.loads(deploy("init", "--dir", str(home), "--rotate", "--host", "10.0.0.1", "--json").stdout)
+    assert rotated == made | {"hosts": ["10.0.0.1"]}
+    ended = deploy("down", "--dir", str(home), "--json")
+    assert json.loads(ended.stdout) == {"folder": str(home), "containers_removed": False} and ended.exit_code == 0
+
+
 def test_a_run_without_a_deployment_is_refused_before_it_starts(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = deploy("run", "run_dir=run")

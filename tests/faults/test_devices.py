@@ -1,8 +1,10 @@
 """What happens to a run on devices when its processes are killed: real ones, on this machine."""
 
+import contextlib
 import json
 import shutil
 import signal
+import sqlite3
 import subprocess
 import time
 
@@ -130,6 +132,27 @@ def test_a_superlink_that_is_killed_is_waited_for(run, home, undisturbed, record
     log = (disturbed.folder / "run.log").read_text()
     assert log.count("Start `flwr-serverapp`") <= 1  # a stream that begins again repeats nothing
     told(record_property, "the SuperLink of devices is killed; it answers again", "nothing", answered)
+
+
+def test_a_message_that_was_handed_out_and_did_not_arrive_is_sent_again(run, home, undisturbed, record_property):
+    log, said = log_file(home, "node-0"), log_file(home, "node-0").stat().st_size
+    device = Deployment.at(home).devices()[0]
+    number = int(members.node_id(device))
+    row = number - 2**64 if number >= 2**63 else number  # as a database keeps it
+    disturbed = run()
+    eventually(lambda: "Sent successfully" in log.read_text()[said:].partition("ROUND 1]")[2], "its upload of round 1")
+    supernode = process(home, "node-0", "flower-supernode")
+    supernode.suspend()
+    try:
+        with contextlib.closing(sqlite3.connect(home / "state.db", timeout=60.0, isolation_level=None)) as state:
+            sent = "UPDATE message_ins SET delivered_at = 'lost' WHERE dst_node_id = ? AND group_id = '2'"
+            eventually(lambda: state.execute(sent, (row,)).rowcount, "the message of round 2")
+        lost = time.time()
+    finally:
+        supernode.resume()
+    assert disturbed.metrics() == undisturbed
+    assert "was lost on the way; clients" in (disturbed.folder / "run.log").read_text()
+    recovered(record_property, disturbed.folder, lost, "a message to a device, or its answer, is lost on the way", 2)
 
 
 def test_a_run_that_may_not_start_again_names_its_checkpoint_and_can_be_resumed(

@@ -434,3 +434,25 @@ def test_factors_of_any_size_leave_the_others_in_the_common_basis(layout, space,
     torch.testing.assert_close(
         inner @ inner.T, expected @ expected.T, rtol=1e-4, atol=1e-4 * float(expected.norm() ** 2)
     )
+
+
+def test_the_spectrum_is_that_of_the_dense_mean_product(layout, rng):
+    vectors, weights = torch.randn(3, layout.dim, generator=rng), torch.tensor([0.5, 0.2, 0.3])
+    found = product.spectrum(layout, vectors, weights)
+    total = torch.zeros_like(found)
+    for pair in layout.pairs:
+        b, a = product.factors(layout, pair, vectors.double())
+        power = torch.linalg.svdvals(torch.einsum("k,kmr,krn->mn", weights.double(), b, a)).square()[: len(found)]
+        total[: len(power)] += power / power.sum() / len(layout.pairs)
+    torch.testing.assert_close(found, total, rtol=1e-6, atol=1e-9)
+    assert float(found.sum()) == pytest.approx(1)
+
+
+def test_the_spectrum_of_one_direction_is_one_and_of_nothing_empty(layout):
+    single = torch.zeros(1, layout.dim)
+    pair = layout.pairs[0]
+    layout.entry(single, pair.b)[:, :, 0] = 1.0
+    layout.entry(single, pair.a)[:, 0] = 1.0
+    shares = product.spectrum(layout, single, torch.ones(1))
+    assert float(shares[0]) == pytest.approx(1) and float(shares[1:].abs().sum()) < 1e-9
+    assert len(product.spectrum(layout, torch.zeros(2, layout.dim), torch.ones(2))) == 0

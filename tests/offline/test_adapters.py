@@ -11,7 +11,8 @@ from peft_folders import TARGETS, base, change, edit, load_base, products, save,
 from safetensors.torch import load_file
 
 from fedfusion.lora.product import factors
-from fedfusion.offline.adapters import base_name, called, common, fit, of_rank, read, read_all, same_base, unite, write
+from fedfusion.lora.spec import base_name
+from fedfusion.offline.adapters import called, common, fit, of_rank, read, read_all, same_base, unite, write
 from fedfusion.types import FedfusionError
 
 Q = "base_model.model.encoder.layer.0.attention.self.query"

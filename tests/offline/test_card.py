@@ -36,9 +36,11 @@ def facts(**changes):
 
 
 def test_the_hub_reads_the_metadata_whatever_the_base_is_called():
-    data = ModelCard(card.text(facts(), TaskArithmetic())).data.to_dict()
-    assert data["library_name"] == "peft" and data["base_model"] == "base: 'one'" and "lora" in data["tags"]
-    assert "base_model" not in ModelCard(card.text(facts(base=""), TaskArithmetic())).data.to_dict()
+    data = ModelCard(card.text(facts(base="/models/base-1"), TaskArithmetic())).data.to_dict()
+    assert data["library_name"] == "peft" and data["base_model"] == "base-1" and {"lora", "merge"} < {*data["tags"]}
+    for no_name in ("/models/base: 'one'", ""):  # the hub refuses a card that names what cannot be there
+        page = card.text(facts(base=no_name), TaskArithmetic())
+        assert "base_model" not in ModelCard(page).data.to_dict() and ("base: 'one'" in page) == bool(no_name)
 
 
 def test_the_card_says_what_was_done_to_what():
@@ -101,6 +103,37 @@ def test_the_documentation_of_a_rule_becomes_markdown():
 )
 def test_notes_say_what_the_table_does_not(changes, said):
     assert card.notes(facts(**changes))[-1:] == said
+
+
+def evaluation(**scores):
+    return {
+        "measure": "accuracy",
+        "config": {"suite": {"_target_": "fedfusion.tasks.suite.Files"}, "model": {"path": "owner/base"}},
+        "tasks": {task: {"base": {"accuracy": 0.1}, "adapter": {"accuracy": score}} for task, score in scores.items()},
+    }
+
+
+def listed(folder):
+    found = ModelCard.load(folder / "README.md").data.eval_results
+    return {(score.dataset_name, score.metric_value) for score in found}
+
+
+def test_scores_enter_a_card_that_is_there_and_replace_their_own_kind(tmp_path):
+    page = card.text(facts(), TaskArithmetic())
+    (tmp_path / "README.md").write_text(page)
+    card.add_scores(tmp_path, evaluation(one=0.5, two=0.75))
+    assert listed(tmp_path) == {("one", 0.5), ("two", 0.75), ("mean of 2 tasks", 0.625)}
+    card.add_scores(tmp_path, evaluation(two=1.0, three=0.5))
+    assert listed(tmp_path) == {("one", 0.5), ("two", 1.0), ("three", 0.5), ("mean of 2 tasks", 0.75)}
+    text = (tmp_path / "README.md").read_text()
+    assert text.endswith(page.partition("\n---\n")[2]) and "merge" in ModelCard(text).data.tags
+
+
+def test_scores_make_a_card_where_there_is_none(tmp_path):
+    card.add_scores(tmp_path, evaluation(one=0.5))
+    data = ModelCard.load(tmp_path / "README.md").data
+    assert data.base_model == "owner/base" and data.model_name == tmp_path.name and data.library_name == "peft"
+    assert listed(tmp_path) == {("one", 0.5), ("mean of 1 task", 0.5)}
 
 
 def test_names_in_square_brackets_are_printed_as_they_are():

@@ -1,21 +1,33 @@
 import io
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
+import pages
+import pytest
+from inline import run
 from rich.console import Console
 
-from fedfusion.reporting import plots, report
+from fedfusion.reporting import report, run_plots
+from fedfusion.types import FedfusionError
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
 NOBODY = {"byzantine": [], "accepted_honest": 1.0, "refused_byzantine": None, "success": {}}
 
 
 def results(attack=NOBODY, upload="x.SignFlipping", data=None, **last):
-    stages = dict.fromkeys(plots.STAGES, 0.5)
+    stages = dict.fromkeys(run_plots.STAGES, 0.5)
     record = {"round": 1, "clients": [0, 1], "dropped": {}, "byzantine": [], "nmse_db": None, "discarded_energy": 0.0}
     record |= {"learnt": True, "unheard": [], "uplink": {"mean": {}, "product_nmse_db": None}}
     record |= {"measure": "accuracy", "mean": stages, "worst": stages} | last
     tasks = {
         "heard": {
             stage: {"accuracy": 0.75 if stage == "single_task" else 0.25 + 0.001 * i}
-            for i, stage in enumerate(plots.STAGES)
+            for i, stage in enumerate(run_plots.STAGES)
         },
         "silent": {"base": {"accuracy": 0.75}, "control": {"accuracy": 0.5}},
     }
@@ -83,14 +95,117 @@ def test_notes_say_what_the_radio_cost_and_what_its_errors_became():
     assert "too little arrived in 1 round (1): the last model was kept" in said
 
 
-def test_the_table_fits_80_columns():
-    console = Console(width=80, record=True, file=io.StringIO())
+def test_notes_say_what_privacy_changed():
+    uplink = {"mean": {"privacy_nmse_db": -3.21}, "product_nmse_db": None}
+    said = report.notes(results(uplink=uplink))
+    assert "what clients changed for privacy, before they sent it: NMSE -3.2 dB" in said
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_the_table_fits_the_terminal_in_as_many_parts_as_it_needs_and_breaks_no_word(width):
+    console = Console(width=width, record=True, file=io.StringIO())
     report.show(results(), console)
-    printed = console.export_text()
-    assert max(map(len, printed.splitlines())) <= 80 and "aligned" in printed and "…" not in printed
+    lines = console.export_text().splitlines()
+    assert max(map(len, lines)) <= width and "…" not in "".join(lines)
+    words = " ".join(lines).split()
+    for label in ("base", "single", "personal", "received", "known", "aligned", "control", "heard", "silent", "worst"):
+        assert label in words
+    assert words.count("heard") == {40: 4, 80: 2, 120: 1}[width]
+    cells = dict(report.rows(results()["metrics"]))["heard"]
+    assert all(cell in words for cell in cells)
 
 
-def test_bars_and_lines_are_drawn_for_every_stage():
-    metrics = results()["metrics"]
-    assert len(plots.by_task(metrics).axes[0].containers) == len(plots.STAGES)
-    assert len(plots.by_round(metrics).axes[0].lines) == len(plots.STAGES)
+def test_it_is_plain_text_where_colours_are_not_wanted(tmp_path):
+    (tmp_path / "results.json").write_text(json.dumps(results()))
+    script = (
+        f"import json; from fedfusion.reporting import report; report.show(json.load(open('{tmp_path}/results.json')))"
+    )
+    environment = os.environ | {"NO_COLOR": "1", "COLUMNS": "40", "FORCE_COLOR": "1"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True)
+    assert not re.search(r"\x1b\[[0-9;]*3[0-9]", done.stdout) and "fused" in done.stdout
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout)
+    assert max(map(len, plain.splitlines())) <= 40
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    """A small run with everything that can be drawn."""
+    folder = tmp_path_factory.mktemp("run") / "run"
+    radio = ["channel=mimo", "channel.level=packet", "attack=alie", "attack.f=1", "coupling=laplacian"]
+    run(folder, *radio, "guard=norm_clip", "channel.coherence_block=2016")
+    facts = json.loads((folder / "results.json").read_text())
+    facts["command"] = "fedfusion run channel=mimo channel.level=packet <b>"
+    (folder / "results.json").write_text(json.dumps(facts))
+    report.make(folder)
+    return folder
+
+
+def test_a_run_becomes_one_sound_page_with_every_plot_beside_it(real):
+    root = pages.check((real / "report.html").read_text())
+    names = ["by_task", "by_round", "by_error", "spectra", "relation", "by_bits", "by_energy", "by_air_time"]
+    assert [figure.all("desc")[0].attributes["id"] for figure in root.all("figure")] == [f"{n}-desc" for n in names]
+    assert sorted(path.name for path in (real / "plots").iterdir()) == sorted(
+        f"{name}.{suffix}" for name in names for suffix in ("pdf", "png")
+    )
+    headings = [heading.text for heading in root.all("h2")]
+    assert headings == [
+        "Command", "What differs from the default", "Scores", "Plots", "Rounds", "Warnings", "Environment",
+        "Configuration",
+    ]  # fmt: skip
+    metrics = report.load(real)["metrics"]
+    assert f"{metrics['mean']['fused_received']:.3f}" in root.all("header")[0].text
+    assert root.all("pre")[0].text == "fedfusion run channel=mimo channel.level=packet <b>"
+    differing = [[cell.text for cell in row.children] for row in root.all("table")[0].all("tr")]
+    assert ["channel", "awgn", "mimo"] in differing and ["channel.level", "mse", "packet"] in differing
+    scores = [[cell.text for cell in row.children] for row in root.all("table")[1].all("tr")][1:]
+    assert scores == [[name, *cells] for name, cells in report.rows(metrics)]
+    assert "not resilient" not in root.text or root.all("li")
+    assert "Laplacian" in root.all("details")[0].text
+    assert (real / "adapter" / "README.md").is_file() and len((real / "report.html").read_text()) < 400_000
+
+
+def test_the_same_results_make_the_same_page(real, tmp_path):
+    before = (real / "report.html").read_bytes(), (real / "plots" / "by_task.pdf").read_bytes()
+    report.make(real)
+    assert ((real / "report.html").read_bytes(), (real / "plots" / "by_task.pdf").read_bytes()) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [390, 1200])
+def test_a_browser_shows_it_on_a_phone_and_on_a_desk_by_day_and_by_night(real, tmp_path, width):
+    for dark in (False, True):
+        seen = pages.chromium(real / "report.html", tmp_path, width, dark)
+        assert seen.content <= seen.window == width
+        assert seen.background == ("rgb(23, 23, 23)" if dark else "rgb(255, 255, 255)")
+
+
+def test_results_of_an_earlier_version_still_become_a_page(tmp_path):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "results.json").write_text((EXPERIMENTS / "quickstart" / "results.json").read_text())
+    report.make(tmp_path)
+    root = pages.check((tmp_path / "report.html").read_text())
+    drawn = [figure.all("desc")[0].attributes["id"] for figure in root.all("figure")]
+    assert drawn == ["by_task-desc", "by_round-desc", "by_error-desc"]
+
+
+def test_a_folder_without_results_is_said_with_what_to_do(tmp_path):
+    with pytest.raises(FedfusionError, match=r"nowhere is no folder \(give the folder of a finished run\)"):
+        report.make(tmp_path / "nowhere")
+    with pytest.raises(
+        FedfusionError, match=r"is not the folder of a run: results.json, config.yaml and overrides.yaml are missing"
+    ):
+        report.make(tmp_path)
+    for name in ("config.yaml", "overrides.yaml"):
+        (tmp_path / name).write_text("")
+    with pytest.raises(FedfusionError, match=r"has not ended: .* \(end it with: fedfusion run --resume /"):
+        report.make(tmp_path)
+    (tmp_path / "results.json").write_text('{"half":')
+    with pytest.raises(FedfusionError, match=r"results.json cannot be read: .*\(write it anew with"):
+        report.make(tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_is_said_in_a_sentence(tmp_path):
+    (tmp_path / "results.json").write_text((EXPERIMENTS / "quickstart" / "results.json").read_text())
+    (tmp_path / "plots").write_text("in the way")
+    with pytest.raises(FedfusionError, match=r"cannot write .*plots/by_task: File exists \(make its folder writable"):
+        report.make(tmp_path)

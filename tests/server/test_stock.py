@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from fedfusion.apps import client_app, server_app
 from fedfusion.client.device import Device
 from fedfusion.client.train import Job
-from fedfusion.config import build, resolve, to_json
+from fedfusion.config import build, for_clients, resolve, to_json
 from fedfusion.federation.inline import InlineGrid
 from fedfusion.lora.model import LoraModel
 from fedfusion.reporting import report
@@ -399,7 +399,7 @@ def test_it_waits_for_nodes_that_come_one_by_one(tmp_path):
 
 def test_a_device_does_not_run_the_strategy_and_admits_what_it_is_told(tmp_path):
     device, given = Device(str(tmp_path)), to_json(resolve(chosen("FedMedian")))
-    told = stock._for_clients(given)
+    told = for_clients(given)
     assert FLOWER in given and FLOWER not in told
     admitted = build(device.admit(told))
     assert not admitted.server.stock

@@ -7,11 +7,12 @@ from flwr_datasets.partitioner import DirichletPartitioner, IidPartitioner, Natu
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedfusion.tasks.partition import split
+from fedfusion.tasks.partition import Iid, split
 from fedfusion.types import FedfusionError
 
 PARTITIONERS = {
-    "iid": IidPartitioner,
+    "iid": Iid(),
+    "iid of flwr-datasets": IidPartitioner,
     "dirichlet": partial(DirichletPartitioner, partition_by="label", alpha=0.3, min_partition_size=0),
     "natural": partial(NaturalIdPartitioner, partition_by="writer"),
 }
@@ -35,6 +36,21 @@ def test_a_partition_is_disjoint_and_complete_or_refused(labels, parts, kind, se
     else:
         assert len(shares) == parts
         assert sorted(torch.cat(shares).tolist()) == list(range(len(labels)))
+
+
+@given(rows=st.integers(1, 60), parts=st.integers(1, 12), seed=st.integers(0, 3))
+def test_equal_shares_are_those_of_flwr_datasets_without_its_import(rows, parts, seed):
+    given = [i % 3 for i in range(max(rows, parts))]
+    ours = split({"label": given}, "digits", parts, Iid(), seed)
+    theirs = split(table(given), "digits", parts, IidPartitioner, seed)
+    assert [share.tolist() for share in ours] == [share.tolist() for share in theirs]
+
+
+def test_columns_are_as_good_as_a_table():
+    given = [i % 4 for i in range(200)]
+    for kind in ("iid", "dirichlet"):
+        ours, theirs = (split(t, "digits", 3, PARTITIONERS[kind], 1) for t in ({"label": given}, table(given)))
+        assert [share.tolist() for share in ours] == [share.tolist() for share in theirs]
 
 
 def test_the_seed_names_the_partition():
@@ -69,6 +85,7 @@ def test_natural_ids_stay_together_and_are_dealt_to_the_clients_in_turn():
             "client 0 of task 'digits' is left without data",
         ),
         (table([0] * 9), 6, PARTITIONERS["natural"], "client 5 of task 'digits' is left without data"),
+        (table([0] * 3), 4, Iid(), "client 3 of task 'digits' is left without data"),
         (table([0] * 3), 4, IidPartitioner, "client 3 of task 'digits' is left without data"),
         (
             table([0, 1] * 9),

@@ -1,44 +1,70 @@
 import io
-import json
 import re
 
+import pytest
 from rich.console import Console
 
-from fedfusion.tracking import Jsonl, Terminal
+from fedfusion.tracking import Terminal
 
 RECORD = {"round": 1, "train_loss": 0.5, "learnt": False, "mean": {"single_task": 0.9}, "dropped": {"3": "gone [x]"}}
+STAGES = {"single_task": 0.9, "personal": 0.91, "fused_clean": 0.6, "fused_received": 0.7, "realigned": 0.8}
+LONG = {
+    **RECORD,
+    "mean": STAGES,
+    "dropped": {"12": "was erased on its way, and the message that said so never came back in time"},
+}
 
 
-def test_jsonl_has_one_line_per_round_and_is_rewritten_on_resume(tmp_path):
-    log = Jsonl(tmp_path / "metrics.jsonl")
-    log.started([], 2)
-    log.finished({"round": 1})
-    log.finished({"round": 2, "half": "written before a crash"})
-    log.started([{"round": 1}], 2)
-    log.finished({"round": 2})
-    assert [json.loads(line) for line in log.path.read_text().splitlines()] == [{"round": 1}, {"round": 2}]
+def on_a_terminal(width, history=(), rounds=3):
+    out = io.StringIO()
+    terminal = Terminal(Console(file=out, width=width, force_terminal=True, soft_wrap=True, highlight=False))
+    terminal.started(history, rounds)
+    return terminal, lambda: re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", out.getvalue()).replace("\r", "\n")
 
 
 def test_without_a_terminal_there_are_plain_lines():
     out = io.StringIO()
-    terminal = Terminal(Console(file=out, width=80))
+    terminal = Terminal(Console(file=out, width=40, soft_wrap=True))
     terminal.started([], 2)
     terminal.exchanged(1, 0, 4)
     terminal.exchanged(1, 4, 4)
-    terminal.finished(RECORD)
+    terminal.finished(LONG | {"dropped": RECORD["dropped"]})
+    terminal.concluded({})
     terminal.close()
-    assert out.getvalue().replace("\n", " ").split("  client")[0].count("round 1/2") == 2
-    assert "round 1/2  loss 0.50  single .900" in out.getvalue() and "client 3 dropped: gone [x]" in out.getvalue()
-    assert "too little arrived: the last model is kept" in out.getvalue()
+    said = out.getvalue().replace("\n", " ")
+    assert said.count("round 1/2") == 2 and "client 3 dropped: gone [x]" in said
+    assert "too little arrived: the last model is kept" in said
+
+
+def test_output_that_is_no_terminal_has_one_line_per_round_however_narrow():
+    out = io.StringIO()
+    terminal = Terminal(Console(file=out, width=40, soft_wrap=True))
+    terminal.started([], 2)
+    terminal.finished(LONG)
+    first = out.getvalue().splitlines()[0]
+    assert first == "round 1/2  loss 0.50  single .900  personal .910  fused .700  realigned .800"
 
 
 def test_on_a_terminal_there_is_a_bar_with_rounds_and_time():
-    out = io.StringIO()
-    terminal = Terminal(Console(file=out, width=100, force_terminal=True))
-    terminal.started([RECORD], 3)
+    terminal, printed = on_a_terminal(100, [RECORD])
     for server_round in (2, 3):
         for done in range(5):
             terminal.exchanged(server_round, done, 4)
     terminal.close()
-    printed = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", out.getvalue())
-    assert "continuing after round 1" in printed and "8/8 clients" in printed and "round 3/3" in printed
+    assert "continuing after round 1" in printed() and "8/8 clients" in printed() and "round 3/3" in printed()
+
+
+@pytest.mark.parametrize("width", [80, 40])
+def test_no_line_is_longer_than_the_terminal_and_no_word_is_broken(width):
+    terminal, printed = on_a_terminal(width)
+    for done in range(17):
+        terminal.exchanged(1, done, 16)
+    terminal.finished(LONG)
+    terminal.warn("damaged checkpoint round-0001 (the round before it is used)")
+    terminal.close()
+    lines = printed().splitlines()
+    assert max(map(len, lines)) <= width
+    for words in ("loss 0.50", "single .900", "personal .910", "fused .700", "realigned .800", "16/48", "checkpoint"):
+        assert any(words in line for line in lines)
+    said = re.sub(r"\s+", " ", " ".join(line for line in lines if "/" not in line))
+    assert "on its way, and the message that said so never came back in time" in said

@@ -1,58 +1,15 @@
-"""What a person sees while it runs, and `metrics.jsonl`."""
+"""What a person sees while it runs."""
 
-import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-
-class Tracker(Protocol):
-    """Told about each round as it happens."""
-
-    def started(self, history: Sequence[Mapping[str, Any]], num_rounds: int) -> None:
-        """The run begins, or continues after the rounds in `history`."""
-        ...
-
-    def exchanged(self, server_round: int, done: int, total: int) -> None:
-        """`done` of the `total` clients of this round have answered."""
-        ...
-
-    def finished(self, record: Mapping[str, Any]) -> None:
-        """A round has ended and is safely on disk."""
-        ...
-
-    def close(self) -> None:
-        """The run is over, one way or the other."""
-        ...
-
-
-class Jsonl:
-    """One line per round in `metrics.jsonl`. On resume the file is rewritten from the checkpoint's history."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def started(self, history: Sequence[Mapping[str, Any]], num_rounds: int) -> None:
-        """Start the file with the rounds that are done already."""
-        temporary = self.path.with_name(f".{self.path.name}.tmp")  # a write that fails leaves the file as it was
-        temporary.write_text("".join(json.dumps(record) + "\n" for record in history))
-        temporary.replace(self.path)
-
-    def exchanged(self, server_round: int, done: int, total: int) -> None:
-        """Not recorded."""
-
-    def finished(self, record: Mapping[str, Any]) -> None:
-        """Append the round."""
-        with self.path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
-
-    def close(self) -> None:
-        """Nothing is held open."""
+WIDE = 60  # columns that the bar takes with all that is beside it
+INDENT = " " * 4
 
 
 class Terminal:
@@ -70,16 +27,17 @@ class Terminal:
         if history:
             self.console.print(f"continuing after round {history[-1]['round']}")
         if self.console.is_terminal and len(history) < num_rounds:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("clients"))
-            self.progress = Progress(
-                *columns, TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("left"), console=self.console
-            )
+            what, counted, left = TextColumn("{task.description}"), MofNCompleteColumn(), TimeRemainingColumn()
+            columns = [what, BarColumn(), counted, TextColumn("clients"), TimeElapsedColumn(), left, TextColumn("left")]
+            if self.console.width < WIDE:
+                columns = [what, counted, left]
+            self.progress = Progress(*columns, console=self.console)
             self.bar = self.progress.add_task("starting", total=None)
             self.progress.start()
 
     def warn(self, sentence: str) -> None:
         """Say what a person should know before it begins."""
-        self.console.print(sentence, markup=False)
+        self._say(sentence.split(" "))
 
     def exchanged(self, server_round: int, done: int, total: int) -> None:
         """Move the bar; without a terminal, one line when a round begins."""
@@ -102,11 +60,24 @@ class Terminal:
             means.pop("realigned", None)
         parts = [f"{name} {value:.3f}".replace(" 0.", " .") for name, value in means.items()]
         parts.insert(0, f"loss {record['train_loss']:.2f}")
-        self.console.print(f"round {record['round']}/{self.num_rounds}  {'  '.join(parts)}")
+        self._say([f"round {record['round']}/{self.num_rounds}", *parts], "  ")
         if not record["learnt"]:
-            self.console.print("  too little arrived: the last model is kept")
+            self._say("  too little arrived: the last model is kept".split(" "))
         for client, reason in record["dropped"].items():
-            self.console.print(f"  client {client} dropped: {reason}", markup=False)
+            self._say(f"  client {client} dropped: {reason}".split(" "))
+
+    def _say(self, parts: Sequence[str], between: str = " ") -> None:
+        """Print on one line, or on a terminal on as many as it takes, without breaking a part."""
+        lines = [parts[0]]
+        for part in parts[1:]:
+            if self.console.is_terminal and len(lines[-1] + between + part) > self.console.width:
+                lines.append(INDENT + part)
+            else:
+                lines[-1] += between + part
+        self.console.print("\n".join(lines), markup=False)
+
+    def concluded(self, results: Mapping[str, Any]) -> None:
+        """The table of results says it."""
 
     def close(self) -> None:
         """Take the bar away."""

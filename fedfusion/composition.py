@@ -1,0 +1,136 @@
+"""`conf/`, and a folder of one's own beside it, composed by Hydra. No torch is loaded for it."""
+
+import contextlib
+import re
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fedfusion.validation import ConfigErrors, check_key, check_option, check_values, first_line
+
+CONF = next(p for p in (Path(__file__).parent / "conf", Path(__file__).parent.parent / "conf") if p.is_dir())
+SEARCHPATH = "hydra.searchpath"
+PATHS = ("model.path", "suite.root", "coupling.adjacency.path")
+
+
+def options(own: Sequence[Path] = ()) -> dict[str, dict[str, Path]]:
+    """The config groups, and the file of each of their options, in `conf/` and in folders of one's own.
+
+    Raises
+    ------
+    ConfigErrors
+        If a folder of one's own does not exist, holds no option of any group, or has one by a name that is taken.
+    """
+    found = {
+        folder.name: {path.stem: path for path in folder.glob("*.yaml")}
+        for folder in sorted(CONF.iterdir())
+        if folder.is_dir()
+    }
+    for folder in own:
+        files = [path for group in found for path in sorted((folder / group).glob("*.yaml"))]
+        if not files:
+            why = "holds no option of any group" if folder.is_dir() else "is no folder"
+            raise ConfigErrors([f"{folder} {why} (an option is a file GROUP/NAME.yaml in it, as channel/mine.yaml)"])
+        for path in files:
+            if path.stem in found[path.parent.name]:
+                raise ConfigErrors([f"{path}: {path.parent.name}={path.stem} is there already (rename the file)"])
+            found[path.parent.name][path.stem] = path
+    return {group: dict(sorted(files.items())) for group, files in found.items()}
+
+
+def groups(own: Sequence[Path] = ()) -> dict[str, list[str]]:
+    """The config groups and their options, see :func:`options`."""
+    return {group: list(files) for group, files in options(own).items()}
+
+
+def search(folder: Path) -> str:
+    """The override by which options are also looked for in `folder`."""
+    quoted = str(folder.resolve()).replace("'", r"\'")
+    return f"{SEARCHPATH}=['file://{quoted}']"
+
+
+def searched(overrides: Sequence[Override]) -> list[Path]:
+    """The folders of one's own in which options are looked for."""
+    values = [o.value() for o in overrides if o.key_or_group == SEARCHPATH]
+    given = [text for value in values if isinstance(value, list) for text in value]
+    return [Path(str(text).removeprefix("file://")) for text in dict.fromkeys(given)]
+
+
+def parse(overrides: Sequence[str]) -> tuple[list[Override], list[str]]:
+    """The overrides that can be read, and a sentence for each that cannot."""
+    parsed, errors = [], []
+    for text in overrides:
+        try:
+            parsed.append(OverridesParser.create().parse_override(text))
+        except HydraException as error:
+            errors.append(f"{text}: cannot be read as key=value ({first_line(error)})")
+    return parsed, errors
+
+
+def composed(
+    overrides: Sequence[str], root: str, schema: type, takes: Collection[str] | None = None
+) -> tuple[DictConfig, list[str], list[str]]:
+    """`conf/<root>.yaml` with the overrides that can be read, and with options for the groups it `takes`, else for all.
+
+    Returns
+    -------
+    cfg, errors, unfit
+        The configuration, what is wrong with overrides, and in what its values do not fit `schema`: a sentence each.
+    """
+    parsed, errors = parse(overrides)
+    offered = {g: names for g, names in groups(searched(parsed)).items() if takes is None or g in takes}
+    if not errors:
+        with contextlib.suppress(ConfigErrors):  # Hydra refuses what does not exist; what follows says all of it
+            cfg = compose(parsed, root)
+            return cfg, [], check_values(cfg, schema)
+    search = [o for o in parsed if o.key_or_group == SEARCHPATH]
+    checked = [(o, check_option(o, offered[o.key_or_group])) for o in parsed if o.key_or_group in offered]
+    skeleton = compose([*search, *(o for o, wrong in checked if not wrong)], root)
+    values = [o for o in parsed if o.key_or_group not in (SEARCHPATH, *offered)]
+    checked += [(o, check_key(o, skeleton, offered)) for o in values]
+    errors += [error for _, wrong in checked for error in wrong]
+    cfg = compose([*search, *(o for o, wrong in checked if not wrong)], root)
+    return cfg, errors, check_values(cfg, schema)
+
+
+def compose(overrides: Sequence[Override], root: str = "config") -> DictConfig:
+    """`conf/<root>.yaml` with overrides, resolved, its paths absolute.
+
+    Raises
+    ------
+    ConfigErrors
+        With what Hydra says against it.
+    """
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        try:
+            cfg = hydra.compose(root, [str(o.input_line) for o in overrides])
+            for key in PATHS:  # processes of other grids have other working folders
+                path = OmegaConf.select(cfg, key)
+                if isinstance(path, str) and Path(path).exists():
+                    OmegaConf.update(cfg, key, str(Path(path).resolve()))
+            OmegaConf.resolve(cfg)
+        except (HydraException, OmegaConfBaseException) as error:
+            lonely = re.match(r"Could not override '(\w+)'", first_line(error))
+            raise ConfigErrors([_homeless(lonely[1], overrides) if lonely else first_line(error)]) from error
+    return cfg
+
+
+def _homeless(group: str, overrides: Sequence[Override]) -> str:
+    """An option of a group that only goes with some options of another one was chosen without any of them."""
+    chosen = next(override.input_line for override in overrides if override.key_or_group == group)
+    hosts: dict[str, list[str]] = {}
+    for host, files in options(searched(overrides)).items():
+        texts = {name: path.read_text() for name, path in files.items()}
+        if names := [name for name, text in texts.items() if f"/{group}:" in text]:
+            builders = [name for name, text in texts.items() if any(f"- {base}\n" in text for base in names)]
+            hosts[host] = [*names, *builders]
+    homes = "; or ".join(f"{host}={', '.join(sorted(names))}" for host, names in hosts.items())
+    return f"{chosen}: nothing here takes it ({group} goes with {homes})"

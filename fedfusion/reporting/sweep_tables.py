@@ -1,0 +1,100 @@
+"""What a sweep found, as tables and the words to read them with."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fedfusion.reporting.figures import MARGIN, UNDEFENDED, UPLINK
+from fedfusion.reporting.findings import UNITS, amount, failures, label, spread, stages, text
+from fedfusion.reporting.run_plots import STAGES
+
+NOTHING = "–"
+
+Grid = tuple[str, list[str], list[list[str]]]  # title, header, rows; the first column names the row
+
+
+def tables(facts: Mapping[str, Any]) -> list[Grid]:
+    """Accuracy on the worst task, one table per attack and stage; a column without a number is left out."""
+    found = []
+    for attack in dict.fromkeys(line["attack"] for line in facts["lines"]):
+        points = [point for point in facts["points"] if point["attack"] == attack]
+        lines = [line for line in facts["lines"] if line["attack"] == attack]
+        budgets = sorted({point["budget"] for point in points})
+        for stage in stages(facts):
+            worst = {(p["line"], p["budget"]): p["worst"].get(stage) for p in points}
+            columns = {f"{x:g}": [text(worst.get((line["line"], x))) for line in lines] for x in budgets}
+            columns |= {
+                "breakdown": [_breakdown(line, stage, budgets) for line in lines],
+                "cost": [text(line["no_attack_cost"].get(stage)) for line in lines],
+                "success": [text(line["success"].get(stage)) for line in lines],
+                "honest in": [text(line["accepted_honest"]) for line in lines],
+                "Byzantine out": [text(line["refused_byzantine"]) for line in lines],
+            }
+            title = _title(attack, f"worst task, {STAGES[stage].label}, by {label(facts['budget'])}")
+            found.append((title, *_without_nothing([line["line"] or "all" for line in lines], columns)))
+    return found
+
+
+def over_seeds(facts: Mapping[str, Any]) -> list[Grid]:
+    """Every point with its interval and its range over seeds, one table per attack and stage."""
+    found = []
+    for attack in dict.fromkeys(point["attack"] for point in facts["points"]):
+        points = [point for point in facts["points"] if point["attack"] == attack]
+        for stage in stages(facts):
+            columns: dict[str, list[str]] = {label(facts["budget"]): [f"{point['budget']:g}" for point in points]}
+            for name in ("worst", "mean"):
+                columns |= {
+                    f"{name} task" if name == "worst" else name: [text(point[name][stage]) for point in points],
+                    f"{name}: 95 % interval": [spread(point["interval"][name][stage]) for point in points],
+                    f"{name}: range": [_range(point, name, stage) for point in points],
+                }
+            gains = [point["gain"][stage] for point in points]
+            columns["over undefended"] = [text(gain and gain["mean"]) for gain in gains]
+            columns["over undefended: 95 % interval"] = [spread(gain and gain["interval"]) for gain in gains]
+            columns |= {UNITS[name]: [amount(point[name]) for point in points] for name in UPLINK}
+            columns["runs"] = [str(point["runs"]) for point in points]
+            names = [point["line"] or "all" for point in points]
+            title = _title(attack, f"every point, {STAGES[stage].label}")
+            found.append((title, *_without_nothing(names, columns)))
+    return found
+
+
+def legend(facts: Mapping[str, Any]) -> list[str]:
+    """How the tables are to be read, and what failed."""
+    return [*reading(facts), *(f"Run {run} failed: {why}" for _, run, why in failures(facts))]
+
+
+def reading(facts: Mapping[str, Any]) -> list[str]:
+    """What the columns of the tables are."""
+    said = [
+        f"Accuracy on the worst task, mean over seeds. breakdown: the least budget at which it is more than "
+        f"{100 * MARGIN:.0f} points below that of the undefended run without attack, > where the sweep has none. "
+        "cost: what the defence loses of the mean accuracy over tasks without an attack, against the undefended run. "
+        f"Undefended is defence={UNDEFENDED}, or, where no defence is swept, the setting itself."
+    ]
+    if any(point["attacked"] for point in facts["points"]):
+        said.append(
+            "success: how often a backdoor succeeds. honest in, Byzantine out: shares of their uploads that the guard "
+            "accepted and refused, before anything was aggregated. All three are means over the budgets at which "
+            "somebody is Byzantine."
+        )
+    return said
+
+
+def _title(attack: str, rest: str) -> str:
+    return rest[0].upper() + rest[1:] if attack == "none" else f"{attack}: {rest}"
+
+
+def _without_nothing(names: Sequence[str], columns: Mapping[str, Sequence[str]]) -> tuple[list[str], list[list[str]]]:
+    kept = {name: texts for name, texts in columns.items() if set(texts) != {NOTHING}}
+    return ["", *kept], [[name, *(texts[i] for texts in kept.values())] for i, name in enumerate(names)]
+
+
+def _range(point: Mapping[str, Any], name: str, stage: str) -> str:
+    return spread(point["range"][name][stage]) if point["runs"] > 1 else NOTHING
+
+
+def _breakdown(line: Mapping[str, Any], stage: str, budgets: Sequence[float]) -> str:
+    if not line["comparable"]:
+        return NOTHING
+    point = line["breakdown"][stage]
+    return f">{budgets[-1]:g}" if point is None else f"{point:g}"

@@ -1,0 +1,134 @@
+import json
+
+import pages
+import pytest
+from scipy import stats
+
+from fedfusion.reporting import compare_runs
+
+TASKS = ("a-task", "b-task")
+
+
+def write(folder, seed, *accuracies, fusion="ties", realigned=None, **config):
+    """A run of two rounds; `accuracies` are those of the tasks at the end, in the first round each had 0.1 less."""
+    folder.mkdir(parents=True)
+
+    def summed(scores):
+        stages = {"fused_received": scores, "realigned": [s + (realigned or 0.0) for s in scores]}
+        return {
+            "tasks": {t: {n: {"accuracy": s[i], "loss": 1.0} for n, s in stages.items()} for i, t in enumerate(TASKS)},
+            "mean": {name: sum(s) / len(s) for name, s in stages.items()},
+            "worst": {name: min(s) for name, s in stages.items()},
+        }
+
+    rounds = [summed([a - 0.1 for a in accuracies]), summed(accuracies)]
+    for record in rounds:
+        record |= {"nmse_db": None, "uplink": {"clients": {}, "mean": {}, "duration_s": None}}
+    attack = {"byzantine": [], "accepted_honest": 1.0, "refused_byzantine": None, "success": {}}
+    metrics = {"num_clients": 4, "attack": attack, "rounds": rounds, **summed(accuracies)}
+    facts = {
+        "seed": seed,
+        "metrics": metrics,
+        "config": {"seed": seed, "fusion": {"name": fusion, "rank": 4}, "rounds": 2, "tracker": {"x": str(folder)}}
+        | config,
+        "wall_time_s": 3.0,
+    }
+    (folder / "results.json").write_text(json.dumps(facts))
+    return folder
+
+
+@pytest.fixture
+def four(tmp_path):
+    """Two fusions and two seeds: B is above A by 0.05 and 0.07 in the mean, and by 0.04 and 0.06 on the worst task."""
+    return [
+        write(tmp_path / "t0", 0, 0.60, 0.70),
+        write(tmp_path / "t1", 1, 0.50, 0.60),
+        write(tmp_path / "u1", 1, 0.56, 0.68, fusion="tsv"),
+        write(tmp_path / "u0", 0, 0.64, 0.76, fusion="tsv"),
+    ]
+
+
+def test_runs_that_differ_in_their_seed_alone_are_one_and_paired_by_it(four):
+    found = compare_runs.compare(four)
+    assert [letter for letter, _ in found.members] == ["A", "B"] and str(four[3]) in found.members[1][1]
+    ((title, header, rows),) = found.tables
+    assert title == "Scores and costs" and header == ["", "A", "B", "B − A", "B − A: 95 % interval"]
+    table = {row[0]: row[1:] for row in rows}
+    low, high = stats.t.interval(0.95, 1, 0.06, 0.01)
+    assert table["mean, fused received"] == ["0.600", "0.660", "0.060", f"{low:.3f} to {high:.3f}"]
+    low, high = stats.t.interval(0.95, 1, 0.05, 0.01)
+    assert table["worst task, fused received"] == ["0.550", "0.600", "0.050", f"{low:.3f} to {high:.3f}"]
+    assert table["b-task, fused received"][:3] == ["0.650", "0.720", "0.070"]
+    assert found.answer == (
+        "Accuracy, mean, fused received: B is 0.060 above A (-0.067 to 0.187; this holds zero: the two are not told "
+        "apart). Accuracy, worst task, fused received: B is 0.050 above A (-0.077 to 0.177; this holds zero: the "
+        "two are not told apart)."
+    )
+
+
+def test_the_keys_in_which_they_differ(four):
+    found = compare_runs.compare(four)
+    assert ["fusion.name", "ties", "tsv"] in found.differences
+    assert not {"rounds", "fusion.rank"} & {row[0] for row in found.differences}
+    machine = found.facts()
+    assert {"key": "fusion.name", "A": "ties", "B": "tsv"} in machine["differences"]
+    assert json.loads(json.dumps(machine))["members"]["A"] == f"{four[0]}, {four[1]}"
+
+
+def test_single_runs_have_differences_without_intervals(four):
+    found = compare_runs.compare([four[0], four[3]])
+    ((_, header, rows),) = found.tables
+    assert header == ["", "A", "B", "B − A"] and ["mean, fused received", "0.650", "0.700", "0.050"] in rows
+    assert found.answer == (
+        "Accuracy, mean, fused received: B is 0.050 above A. Accuracy, worst task, fused received: B is 0.040 above A."
+    )
+
+
+def test_less_is_said_to_be_less(four):
+    assert "B is 0.060 below A (-0.187 to 0.067;" in compare_runs.compare([*four[2:], *four[:2]]).answer
+
+
+def test_runs_of_one_configuration_are_compared_with_each_other(four):
+    found = compare_runs.compare(four[:2])
+    assert found.differences[0] == ["seed", "0", "1"] and len(found.members) == 2
+    assert "B is 0.100 below A (of other seeds)" in found.answer
+
+
+def test_other_keys_are_shown_where_only_one_has_them(tmp_path):
+    one, two = write(tmp_path / "a", 0, 0.5, 0.5), write(tmp_path / "b", 0, 0.5, 0.5, channel={"snr_db": 3.0})
+    assert ["channel.snr_db", "–", "3.0"] in compare_runs.compare([one, two]).differences
+
+
+def test_a_realignment_that_did_something_is_what_counts(tmp_path):
+    one = write(tmp_path / "a", 0, 0.5, 0.6)
+    two = write(tmp_path / "b", 0, 0.5, 0.6, realigned=0.2, realign="few_shot")
+    assert "Accuracy, mean, realigned: B is 0.200 above A." in compare_runs.compare([one, two]).answer
+
+
+def test_the_plots_lie_over_each_other(four):
+    rounds, tasks = compare_runs.compare(four).plots
+    mean, worst = rounds.figure.axes
+    assert [line.get_label() for line in mean.lines] == ["A", "B"]
+    assert list(mean.lines[1].get_xdata()) == [1, 2] and list(mean.lines[1].get_ydata()) == pytest.approx([0.56, 0.66])
+    assert list(worst.lines[0].get_ydata()) == pytest.approx([0.45, 0.55])
+    band = mean.collections[0].get_paths()[0].vertices[:, 1]
+    assert (band.min(), band.max()) == pytest.approx((0.45, 0.65))
+    assert "B 0.560 after the first round and 0.660 after the last" in rounds.finding
+    (axes,) = tasks.figure.axes
+    assert list(axes.lines[1].get_xdata()) == pytest.approx([0.60, 0.72])
+    assert [label.get_text() for label in axes.get_yticklabels()] == list(TASKS)
+
+
+def test_the_page(four, tmp_path):
+    compare_runs.compare(four).write(tmp_path / "compare.html")
+    root = pages.check((tmp_path / "compare.html").read_text())
+    assert root.all("h1")[0].text == "What is different between A and B?"
+    assert len([e for e in root.all("svg") if not e.inside("svg")]) == 2 and ".pdf" not in root.text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width, dark", [(1200, False), (390, True)])
+def test_the_page_in_a_browser(four, width, dark, tmp_path):
+    compare_runs.compare(four).write(tmp_path / "compare.html")
+    seen = pages.chromium(tmp_path / "compare.html", tmp_path, width, dark)
+    assert seen.content <= seen.window == width and seen.picture.stat().st_size > 10_000
