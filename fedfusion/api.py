@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any, Self
 from omegaconf import DictConfig, OmegaConf
 
 from fedfusion import config, hub
+from fedfusion.composition import SEARCHPATH, grid
 from fedfusion.server.checkpoint import Checkpoints, write_atomically
 from fedfusion.types import FedfusionError
+from fedfusion.validation import ConfigErrors
 
 if TYPE_CHECKING:
     import pandas
@@ -115,13 +117,23 @@ def run(overrides: Sequence[str] = (), resume: str | Path | None = None) -> Resu
 
 def prepare(overrides: Sequence[str], resume: str | Path | None = None) -> tuple[DictConfig, list[str], Path]:
     """The configuration of a run, checked; the overrides that it is made of; and its folder."""
-    if sweeps := [text for text in overrides if text.partition("=")[0] == "sweep"]:
-        raise FedfusionError(f"{sweeps[0]}: that is many runs (use fedfusion sweep {sweeps[0]})")
+    _one_cell(overrides)
     if resume is None:
         cfg = config.resolve(overrides)
         return cfg, list(overrides), config.fresh_run_dir(cfg).resolve()
     cfg, combined = config.resume(Path(resume), overrides)
     return cfg, combined, Path(resume).resolve()
+
+
+def _one_cell(overrides: Sequence[str]) -> None:
+    """Refuse the settings of a grid, unless every key that it sweeps has one value: then that is one of its cells."""
+    named = [text for text in overrides if text.startswith(("sweep=", SEARCHPATH))]
+    chosen = [text for text in named if text.startswith("sweep=")]
+    given = {text.partition("=")[0] for text in overrides}
+    if chosen and (left := [key for key in grid(named)[0] if key not in given]):
+        raise ConfigErrors(
+            [f"{chosen[0]}: that is many runs (use fedfusion sweep {chosen[0]}, or say which: {'=, '.join(left)}=)"]
+        )
 
 
 def launch(cfg: DictConfig, overrides: Sequence[str], run_dir: Path, report: bool = True) -> Results:

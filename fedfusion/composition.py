@@ -123,6 +123,24 @@ def compose(overrides: Sequence[Override], root: str = "config") -> DictConfig:
     return cfg
 
 
+def grid(overrides: Sequence[str]) -> tuple[dict[str, str], str]:
+    """What the chosen option of `conf/sweep/` sweeps, each key with its values as text, and the attack.
+
+    Raises
+    ------
+    ConfigErrors
+        With what Hydra says against the overrides.
+    """
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        try:
+            settings = hydra.compose("config", list(overrides), return_hydra_config=True).hydra
+        except HydraException as error:
+            raise ConfigErrors([first_line(error)]) from error
+    params = settings.sweeper.get("params") or {}
+    return {str(key): str(values) for key, values in params.items()}, settings.runtime.choices["attack"]
+
+
 def _homeless(group: str, overrides: Sequence[Override]) -> str:
     """An option of a group that only goes with some options of another one was chosen without any of them."""
     chosen = next(override.input_line for override in overrides if override.key_or_group == group)

@@ -199,7 +199,7 @@ class Experiment:
         wrong = {
             "client.train_head=true: the head of a task whose responses are text is the base's (set it to false)":
                 client.train_head and words,
-            "keep=best: heads that clients train are those of the last round (set keep=last or client.train_head=false)":
+            "keep=best: heads that clients train are of the last round (set keep=last or client.train_head=false)":
                 self.keep == "best" and client.train_head,
             "keep=best: with coupling=stacking the model of an earlier round is no adapter (set keep=last)":
                 self.keep == "best" and into_base,

@@ -1,8 +1,10 @@
-"""Fusion rules for tests: one that misbehaves, and one that asks the server's samples."""
+"""Rules and a channel for tests: fusion that misbehaves, fusion that asks the samples, a channel that reports nothing."""
 
 from dataclasses import dataclass
 
 import torch
+
+from fedfusion.types import ChannelReport
 
 
 @dataclass(frozen=True)
@@ -30,3 +32,13 @@ class Best:
         assert self.data == "few labels" or (torch.cat(labels) == -1).all()
         measure = probe.loss if self.data == "few labels" else probe.entropy
         return task_vectors[int(torch.stack([measure(v, torch.arange(len(probe))) for v in task_vectors]).argmin())]
+
+
+@dataclass(frozen=True)
+class Muffled:
+    """A channel that says nothing of what it does."""
+
+    superposes = False
+
+    def __call__(self, updates, rng):
+        return updates.with_vectors(updates.vectors * 0.5), ChannelReport()

@@ -148,7 +148,7 @@ class RoundStrategy(Strategy):
             coupling, discarded = self._learn(self.uplink.uploads(believed, sent), server_round, errors)
 
         heard = set(intact.clients) - set(report.erased)
-        arrived = [nmse for c, nmse in zip(sent.clients, report.nmse, strict=True) if c in heard]
+        arrived = [nmse for c, nmse in zip(sent.clients, report.nmse, strict=False) if c in heard]
 
         state.single_task |= self._single_task(intact)
         state.personal |= self._personal()

@@ -49,13 +49,17 @@ class Uplink:
         columns = {name: list(values) for name, values in report.per_client.items()}
         if any("privacy_nmse" in reported for reported in sent.metrics):
             columns["privacy_nmse"] = [reported.get("privacy_nmse", nan) for reported in sent.metrics]
-        of_client = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        of_client = [{name: values[i] for name, values in columns.items()} for i in range(len(sent))]
         heard = set(received.clients)
         kept = sent.keep([i for i, client in enumerate(sent.clients) if client in heard])
         meant = self.payload.pack(kept) if self.payload.kind == "product" else kept
         if self.channel.superposes:
             meant = _task_means(meant)
-        fates = [v for v, c in zip(columns.get("nmse", []), sent.clients, strict=True) if c in heard]
+        fates = [
+            figures["nmse"]
+            for c, figures in zip(sent.clients, of_client, strict=True)
+            if c in heard and "nmse" in figures
+        ]
         finite = torch.nonzero(received.vectors.sum(1, dtype=torch.float64).isfinite())[:, 0].tolist()
         arrived = self.uploads(received.keep(finite), sent)
         means = {

@@ -8,18 +8,15 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any, Self
 
-import hydra
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from fedfusion.composition import CONF, SEARCHPATH, options, parse, searched
+from fedfusion.composition import SEARCHPATH, grid, options, parse, searched
 from fedfusion.config import build, resolve
 from fedfusion.server.store import trained_by
 from fedfusion.sweep.settings import PREFIX, Settings
 from fedfusion.types import FedfusionError
-from fedfusion.validation import ConfigErrors, check_option, first_line
+from fedfusion.validation import ConfigErrors, check_option
 
 ELSEWHERE = frozenset({"run_dir", "trainings", "tracker", "federation", "push_to_hub"})  # changes no result
 DIGITS = 12  # of a hash
@@ -168,8 +165,8 @@ def plan(given: Sequence[Override], told: Callable[[int, int], None] = lambda do
     chosen = [str(o.input_line) for o in given if o in names or o.key_or_group == SEARCHPATH]
     own = [str(o.input_line) for o in given if o not in names and o not in hydras]
     fixed = [str(o.input_line) for o in (*names, *hydras)]
-    params, attack = _grid(fixed)
-    axes = _axes([*params, *own])
+    params, attack = grid(fixed)
+    axes = _axes([*(f"{key}={values}" for key, values in params.items()), *own])
     swept = {key: values for key, values in axes.items() if len(values) > 1}
     cells, configs = _cells(chosen, axes, told)
     common = [f"{key}={values[0]}" for key, values in axes.items() if len(values) == 1]
@@ -185,18 +182,6 @@ def _question(given: Sequence[Override]) -> str:
     head = itertools.takewhile(lambda line: line.startswith("#"), text[-1].splitlines()) if text else ()
     said = [line.removeprefix("# ") for line in head if not line.startswith(("# @", "# fedfusion"))]
     return said[-1] if said else ""
-
-
-def _grid(fixed: Sequence[str]) -> tuple[list[str], str]:
-    """The swept parameters of the chosen `conf/sweep/` file, and the attack where it is not swept."""
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        try:
-            settings = hydra.compose("config", list(fixed), return_hydra_config=True).hydra
-        except HydraException as error:
-            raise ConfigErrors([first_line(error)]) from error
-    params = settings.sweeper.get("params") or {}
-    return [f"{key}={values}" for key, values in params.items()], settings.runtime.choices["attack"]
 
 
 def _axes(overrides: Sequence[str]) -> dict[str, list[str]]:

@@ -10,16 +10,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 WIDE = 60  # columns that the bar takes with all that is beside it
 INDENT = " " * 4
+STAGES = ("single_task", "personal", "fused_received", "realigned")
+COLUMNS = {"round": 9, "loss": 8, "single": 8, "personal": 10, "fused": 7, "realigned": 11, "NMSE": 9, "believed": 10}
 
 
 class Terminal:
-    """A bar with rounds, clients and the time left; plain lines where there is no terminal."""
+    """A table of the rounds, and a bar with clients and the time left; plain lines where there is no terminal."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(file=sys.stdout, soft_wrap=True, highlight=False)
         self.progress: Progress | None = None
         self.num_rounds = 0
-        self.last_round = 0
+        self.last_round = self.rows = 0
 
     def started(self, history: Sequence[Mapping[str, Any]], num_rounds: int) -> None:
         """Show the bar, or say where a resumed run continues."""
@@ -53,18 +55,35 @@ class Terminal:
         self.last_round = server_round
 
     def finished(self, record: Mapping[str, Any]) -> None:
-        """One line per round."""
-        stages = ("single_task", "personal", "fused_received", "realigned")  # a line of 80 characters
-        means = {re.sub("_.*", "", stage): record["mean"][stage] for stage in stages if stage in record["mean"]}
-        if means.get("realigned") == means.get("fused"):
-            means.pop("realigned", None)
-        parts = [f"{name} {value:.3f}".replace(" 0.", " .") for name, value in means.items()]
-        parts.insert(0, f"loss {record['train_loss']:.2f}")
-        self._say([f"round {record['round']}/{self.num_rounds}", *parts], "  ")
+        """One row of the table, or one line."""
+        means = {re.sub("_.*", "", stage): record["mean"][stage] for stage in STAGES if stage in record["mean"]}
+        means = {name: f"{value:.3f}".removeprefix("0") for name, value in means.items()}
+        if self.progress is not None and self.console.width >= sum(COLUMNS.values()):
+            self._row(record, means)
+        else:
+            if means.get("realigned") == means.get("fused"):
+                means.pop("realigned", None)
+            parts = [f"loss {record['train_loss']:.2f}", *(f"{name} {value}" for name, value in means.items())]
+            self._say([f"round {record['round']}/{self.num_rounds}", *parts], "  ")
         if not record["learnt"]:
             self._say("  too little arrived: the last model is kept".split(" "))
         for client, reason in record["dropped"].items():
             self._say(f"  client {client} dropped: {reason}".split(" "))
+
+    def _row(self, record: Mapping[str, Any], means: Mapping[str, str]) -> None:
+        """A row of the table; the first has the header above it."""
+        if not self.rows:
+            self.console.print("".join(name.rjust(width) for name, width in COLUMNS.items()), style="bold")
+        self.rows += 1
+        nmse = "–" if record["nmse_db"] is None else f"{record['nmse_db']:.1f} dB"
+        texts = {
+            "round": f"{record['round']}/{self.num_rounds}",
+            "loss": f"{record['train_loss']:.2f}",
+            **means,
+            "NMSE": nmse,
+            "believed": f"{record['believed']}/{len(record['clients'])}",
+        }
+        self.console.print("".join(texts.get(name, "–").rjust(width) for name, width in COLUMNS.items()), markup=False)
 
     def _say(self, parts: Sequence[str], between: str = " ") -> None:
         """Print on one line, or on a terminal on as many as it takes, without breaking a part."""

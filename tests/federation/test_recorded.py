@@ -59,9 +59,10 @@ def test_what_was_trained_is_not_trained_again(grid, app):
     assert second.metadata.reply_to_message_id == asked.metadata.message_id
 
 
-@pytest.mark.parametrize(
-    "other", [{"client": 1}, {"start": 1e-30}, {"server_round": 2}, {"kind": MessageType.EVALUATE}]
-)
+MEASURE = {"kind": MessageType.EVALUATE}
+
+
+@pytest.mark.parametrize("other", [{"client": 1}, {"start": 1e-30}, {"server_round": 2}, MEASURE])
 def test_anything_else_is(grid, app, other):
     grid.send_and_receive([message()])
     grid.send_and_receive([message(**other)])

@@ -43,7 +43,7 @@ def test_it_is_the_model_of_a_run_that_ended_there(best, tmp_path):
     "overrides, sentence",
     [
         (["suite.trusted=0", "guard=finite"], "keep=best compares rounds on labelled samples"),
-        (["client.train_head=true"], "keep=best: heads that clients train are those of the last round"),
+        (["client.train_head=true"], "keep=best: heads that clients train are of the last round"),
         (["method=flora"], "keep=best: with coupling=stacking"),
         (["server.strategy._target_=flwr.serverapp.strategy.FedAvg"], "keep=best: it keeps the last model"),
     ],

@@ -162,3 +162,10 @@ def test_what_a_choice_does_not_protect_from_is_said(overrides, sentences):
     experiment = build(resolve([*tasks, *overrides]))
     chosen = SimpleNamespace(experiment=experiment, suite=experiment.suite)
     assert RoundStrategy._unprotected(chosen) == sentences
+
+
+def test_a_channel_need_not_report_what_it_does(tmp_path):
+    metrics = run(
+        tmp_path / "run", "channel=ideal", "channel._target_=odd_rules.Muffled", "rounds=1"
+    )
+    assert metrics["rounds"][0]["nmse_db"] is None and metrics["rounds"][0]["believed"] == 4

@@ -92,7 +92,7 @@ def test_the_attack_budget_sweep():
     few = ["attack=min_max", "attack.fraction=0.375", "defence=mean,nnm_trimmed_mean", "seed=0"]
     grid = planned("sweep=attack_budget", *few)
     assert list(grid.axes) == ["defence"] and grid.attack == "min_max"
-    assert grid.question.startswith("Accuracy and breakdown point of each defence")
+    assert grid.question.startswith("How much of the worst task does each defence keep")
     f = {cell.point["defence"]: [text for text in cell.overrides if ".f=" in text] for cell in grid.cells}
     assert f == {"mean": [], "nnm_trimmed_mean": ["preaggregator.f=6", "aggregator.f=6"]}
 

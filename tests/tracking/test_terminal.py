@@ -54,7 +54,23 @@ def test_on_a_terminal_there_is_a_bar_with_rounds_and_time():
     assert "continuing after round 1" in printed() and "8/8 clients" in printed() and "round 3/3" in printed()
 
 
-@pytest.mark.parametrize("width", [80, 40])
+def test_on_a_wide_terminal_the_rounds_are_a_table():
+    terminal, printed = on_a_terminal(80)
+    heard = {**LONG, "nmse_db": -7.25, "believed": 15, "clients": list(range(16))}
+    terminal.exchanged(1, 16, 16)
+    terminal.finished(heard)
+    terminal.finished({**heard, "round": 2, "nmse_db": None, "mean": {"single_task": 1.0}})
+    terminal.close()
+    lines = [line.rstrip() for line in printed().splitlines()]
+    (header,) = (i for i, line in enumerate(lines) if "believed" in line)
+    assert lines[header].split() == "round loss single personal fused realigned NMSE believed".split()
+    first, second = (line for line in lines if "15/16" in line)
+    assert first.split() == ["1/3", "0.50", ".900", ".910", ".700", ".800", "-7.2", "dB", "15/16"]
+    assert second.split() == ["2/3", "0.50", "1.000", *"––––", "15/16"]
+    assert {len(first), len(second), len(lines[header])} == {len(first)} and len(first) <= 80
+
+
+@pytest.mark.parametrize("width", [60, 40])
 def test_no_line_is_longer_than_the_terminal_and_no_word_is_broken(width):
     terminal, printed = on_a_terminal(width)
     for done in range(17):
