@@ -23,11 +23,11 @@ def tables(facts: Mapping[str, Any]) -> list[Grid]:
             worst = {(p["line"], p["budget"]): p["worst"].get(stage) for p in points}
             columns = {f"{x:g}": [text(worst.get((line["line"], x))) for line in lines] for x in budgets}
             columns |= {
-                "breakdown": [_breakdown(line, stage, budgets) for line in lines],
+                "breaks at": [_breakdown(line, stage, budgets) for line in lines],
                 "cost": [text(line["no_attack_cost"].get(stage)) for line in lines],
                 "success": [text(line["success"].get(stage)) for line in lines],
                 "honest in": [text(line["accepted_honest"]) for line in lines],
-                "Byzantine out": [text(line["refused_byzantine"]) for line in lines],
+                "Byz. out": [text(line["refused_byzantine"]) for line in lines],
             }
             title = _title(attack, f"worst task, {STAGES[stage].label}, by {label(facts['budget'])}")
             found.append((title, *_without_nothing([line["line"] or "all" for line in lines], columns)))
@@ -66,16 +66,16 @@ def legend(facts: Mapping[str, Any]) -> list[str]:
 def reading(facts: Mapping[str, Any]) -> list[str]:
     """What the columns of the tables are."""
     said = [
-        f"Accuracy on the worst task, mean over seeds. breakdown: the least budget at which it is more than "
+        f"Accuracy on the worst task, mean over seeds. breaks at: the least budget at which it is more than "
         f"{100 * MARGIN:.0f} points below that of the undefended run without attack, > where the sweep has none. "
         "cost: what the defence loses of the mean accuracy over tasks without an attack, against the undefended run. "
         f"Undefended is defence={UNDEFENDED}, or, where no defence is swept, the setting itself."
     ]
     if any(point["attacked"] for point in facts["points"]):
         said.append(
-            "success: how often a backdoor succeeds. honest in, Byzantine out: shares of their uploads that the guard "
-            "accepted and refused, before anything was aggregated. All three are means over the budgets at which "
-            "somebody is Byzantine."
+            "success: how often a backdoor succeeds. honest in, Byz. out: the share of the honest uploads that the guard "
+            "accepted and of the Byzantine ones that it refused, before anything was aggregated. All three are means "
+            "over the budgets at which somebody is Byzantine."
         )
     return said
 

@@ -7,7 +7,7 @@ from fedfusion.reporting.figures import figures
 def test_a_table_per_attack_and_a_row_per_line():
     title, header, rows = sweep_tables.tables(grids.budget(seeds=("0",), attacks=("ipm", "alie")))[0]
     assert title == "ipm: worst task, fused received, by share of Byzantine clients"
-    assert header == ["", *grids.BUDGETS, "breakdown", "cost", "honest in", "Byzantine out"]
+    assert header == ["", *grids.BUDGETS, "breaks at", "cost", "honest in", "Byz. out"]
     assert rows[0] == [
         "mean", "0.900", "0.820", "0.740", "0.660", "0.580", "0.500", "0.420", "0.340", "0.260", "0.180",
         "0.05", "0.000", "1.000", "0.500",
@@ -48,7 +48,7 @@ def test_without_an_attack_nothing_is_said_of_attackers():
         cell["attack"] = "none"
     facts |= figures(facts)
     assert sweep_tables.tables(facts)[0][0] == "Worst task, fused received, by rounds"
-    assert len(sweep_tables.legend(facts)) == 1 and "Byzantine out" in sweep_tables.legend(grids.budget())[1]
+    assert len(sweep_tables.legend(facts)) == 1 and "Byz. out" in sweep_tables.legend(grids.budget())[1]
 
 
 def test_the_legend_names_what_failed_but_not_what_is_still_to_run():
