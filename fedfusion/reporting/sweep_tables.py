@@ -74,8 +74,8 @@ def reading(facts: Mapping[str, Any]) -> list[str]:
     if any(point["attacked"] for point in facts["points"]):
         said.append(
             "success: how often a backdoor succeeds. honest in, Byz. out: the share of the honest uploads that the "
-            "guard accepted and of the Byzantine ones that it refused, before anything was aggregated. All three are means "
-            "over the budgets at which somebody is Byzantine."
+            "guard accepted and of the Byzantine ones that it refused, before anything was aggregated. All three are "
+            "means over the budgets at which somebody is Byzantine."
         )
     return said
 

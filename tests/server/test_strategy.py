@@ -165,7 +165,5 @@ def test_what_a_choice_does_not_protect_from_is_said(overrides, sentences):
 
 
 def test_a_channel_need_not_report_what_it_does(tmp_path):
-    metrics = run(
-        tmp_path / "run", "channel=ideal", "channel._target_=odd_rules.Muffled", "rounds=1"
-    )
+    metrics = run(tmp_path / "run", "channel=ideal", "channel._target_=odd_rules.Muffled", "rounds=1")
     assert metrics["rounds"][0]["nmse_db"] is None and metrics["rounds"][0]["believed"] == 4
