@@ -1,4 +1,4 @@
-"""Rules and a channel for tests: fusion that misbehaves, fusion that asks the samples, a channel that reports nothing."""
+"""Fusion that misbehaves, fusion that asks the samples, and a channel that reports nothing, for tests."""
 
 from dataclasses import dataclass
 
