@@ -17,6 +17,7 @@ from fedfusion.validation import ConfigErrors, check_key, check_option, check_va
 
 CONF = next(p for p in (Path(__file__).parent / "conf", Path(__file__).parent.parent / "conf") if p.is_dir())
 SEARCHPATH = "hydra.searchpath"
+ELSEWHERE = frozenset({"run_dir", "trainings", "tracker", "federation", "push_to_hub"})  # keys that change no result
 PATHS = ("model.path", "suite.root", "coupling.adjacency.path")
 
 

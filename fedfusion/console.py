@@ -68,7 +68,7 @@ def refuse(sentences: Sequence[str], exit_code: int, as_json: bool) -> None:
 
 def say_errors(sentences: Sequence[str]) -> None:
     """Print errors for people: wrapped on a terminal, one line each anywhere else."""
-    width = _columns(sys.stderr)
+    width = _columns(sys.stderr) if sys.stderr.isatty() else None
     for sentence in sentences:
         typer.echo(wrapped(sentence, width, "error: ", "  ") if width else f"error: {sentence}", err=True)
 

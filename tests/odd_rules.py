@@ -42,3 +42,24 @@ class Muffled:
 
     def __call__(self, updates, rng):
         return updates.with_vectors(updates.vectors * 0.5), ChannelReport()
+
+
+@dataclass(frozen=True)
+class Swapped:
+    """An attack of one's own that poisons data, and has none of the keys of ours."""
+
+    level: int = 1
+    poisons = True
+    remembers = False
+
+    def byzantine(self, tasks, rng):
+        return (0,)
+
+    def poison(self, samples, num_classes, rng):
+        return samples
+
+    def triggered(self, samples, num_classes):
+        return None
+
+    def __call__(self, updates, byzantine, rng, last):
+        return updates

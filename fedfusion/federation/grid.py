@@ -35,7 +35,14 @@ class VirtualGrid(Grid):
         Number of virtual nodes.
     deadline_s
         A message that takes longer, from when it begins to be handled, is answered with an error.
+
+    Attributes
+    ----------
+    at_once
+        How many messages it works on at the same time.
     """
+
+    at_once = 1
 
     def __init__(self, num_nodes: int, deadline_s: float) -> None:
         self.deadline_s = deadline_s

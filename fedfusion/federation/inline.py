@@ -33,7 +33,7 @@ class Inline:
 
         experiment = build(cfg)
         nodes = experiment.suite.num_clients if experiment.server.stock else 1
-        grid = remembering(InlineGrid(client_app, nodes, experiment.deadline_s), cfg)
+        grid = remembering(InlineGrid(client_app, nodes, experiment.deadline_s), cfg, experiment)
         server_app(grid, Context(1, 0, {}, RecordDict(), {"config": to_json(cfg)}))
 
 

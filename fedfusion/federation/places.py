@@ -4,13 +4,14 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from typing import Any
 
 import torch
 
-from fedfusion.federation.actors import environment
+from fedfusion.federation.ray import connect
 from fedfusion.types import FedfusionError
 
 
@@ -21,10 +22,18 @@ def process(threads: int) -> Executor:
 
 
 def _begin(threads: int, path: list[str]) -> None:
-    """Leave an interrupt to the process that started this one, and import what that one could."""
+    """Leave an interrupt to the process that started this one, end with that one, and import what it could."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     sys.path[:] = path
     torch.set_num_threads(threads)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 class RayTasks(Executor):
@@ -38,7 +47,7 @@ class RayTasks(Executor):
     Raises
     ------
     FedfusionError
-        If Ray is not installed.
+        If Ray is not installed, or the cluster cannot be reached.
     """
 
     def __init__(self, cpus: int) -> None:
@@ -49,13 +58,16 @@ class RayTasks(Executor):
         except ImportError as error:
             raise FedfusionError("sweep.on=ray needs Ray: pip install 'fedfusion[simulation]'") from error
         self.ray, self.cpus = ray, cpus
-        if not ray.is_initialized():
-            ray.init(runtime_env=environment(cpus), log_to_driver=False, logging_level="ERROR")
+        try:
+            self.ours = connect(os.environ.get("RAY_ADDRESS"), cpus)
+        except FedfusionError as error:
+            raise FedfusionError(str(error).replace("federation.address", "RAY_ADDRESS")) from error
 
     def submit(self, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
         """Call a function as a task."""
         return self.ray.remote(num_cpus=self.cpus, max_retries=1)(function).remote(*arguments, **named).future()
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Leave Ray, which ends the tasks that still run."""
-        self.ray.shutdown()
+        """Leave Ray, which ends the tasks that still run; not if it was there before."""
+        if self.ours:
+            self.ray.shutdown()

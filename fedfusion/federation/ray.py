@@ -97,23 +97,11 @@ class Ray:
                 f"client.threads={threads} exceeds federation.cpus={self.cpus:g}, the CPUs of an actor "
                 f"(set federation.cpus={threads}, or lower client.threads)"
             )
-        started = not ray.is_initialized()
-        if started and self.address is not None:
-            _reach(self.address)
-        if started:
-            here: dict[str, Any] = {} if self.address else {"include_dashboard": False}
-            quiet = {"log_to_driver": False, "logging_level": "ERROR"}
-            try:
-                ray.init(self.address or "local", runtime_env=environment(threads), **quiet, **here)
-            except (ConnectionError, ValueError, RuntimeError) as error:
-                raise FedfusionError(
-                    f"federation.address={self.address}: Ray cannot be reached or started "
-                    f"({str(error).splitlines()[0]}; start a cluster with `ray start --head`, or set it to null)"
-                ) from error
+        started = connect(self.address, threads)
         try:
             self.fits([node["Resources"] for node in ray.nodes() if node["Alive"]])
             nodes = experiment.suite.num_clients if experiment.server.stock else self.actors
-            grid = remembering(RayGrid(CLIENT_APP, nodes, experiment.deadline_s, self, threads), cfg)
+            grid = remembering(RayGrid(CLIENT_APP, nodes, experiment.deadline_s, self, threads), cfg, experiment)
             server_app(grid, Context(1, 0, {}, RecordDict(), {"config": to_json(cfg)}))
         finally:
             if started:
@@ -143,6 +131,32 @@ class Ray:
                 f"federation.actors={self.actors} do not fit: each needs {each} on one node, and the nodes of the Ray "
                 f"cluster have room for {room} (lower federation.actors, or add nodes)"
             )
+
+
+def connect(address: str | None, threads: int) -> bool:
+    """Join the cluster at `address`, or start Ray on this machine; says whether that is new.
+
+    Raises
+    ------
+    FedfusionError
+        If Ray cannot be reached or started.
+    """
+    import ray
+
+    if ray.is_initialized():
+        return False
+    if address is not None:
+        _reach(address)
+    here: dict[str, Any] = {} if address else {"include_dashboard": False}
+    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+    try:
+        ray.init(address or "local", runtime_env=environment(threads), **quiet, **here)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise FedfusionError(
+            f"federation.address={address}: Ray cannot be reached or started "
+            f"({str(error).splitlines()[0]}; start a cluster with `ray start --head`, or set it to null)"
+        ) from error
+    return True
 
 
 def _reach(address: str) -> None:

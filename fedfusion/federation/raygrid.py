@@ -48,7 +48,7 @@ class RayGrid(VirtualGrid):
         import ray
 
         super().__init__(num_nodes, deadline_s)
-        self.ray, self.speculate = ray, pool.speculate
+        self.ray, self.speculate, self.at_once = ray, pool.speculate, 2 * pool.actors  # one waits at each actor
         self.actors = Actors(app, pool.actors, pool.needs, threads)
         self.copies: Counter[str] = Counter()  # by message that is not answered: how many actors have it
         self.deaths: Counter[str] = Counter()

@@ -10,6 +10,7 @@ from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 from omegaconf import DictConfig, OmegaConf
 
+from fedfusion.config import Experiment
 from fedfusion.federation.grid import VirtualGrid
 from fedfusion.server.nodes import remaining_s
 from fedfusion.server.store import Store
@@ -32,18 +33,27 @@ class Recorded(VirtualGrid):
         super().__init__(len(grid.contexts), grid.deadline_s)
         self.grid = grid
         self.store = store
+        self.keys: dict[str, str] = {}  # by message that asks for training
         self.making: dict[str, tuple[str, ExitStack]] = {}  # by message: its key, and the lock on it
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Take messages, and name what those will give that ask for training."""
+        pushed = list(messages)
+        ids = list(super().push_messages(pushed))
+        trained = {key: m for key, m in zip(ids, pushed, strict=True) if m.metadata.message_type == MessageType.TRAIN}
+        self.keys = {key: self._key(message) for key, message in trained.items()} | self.keys
+        return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Replies that are in the store, or else those that the other grid has by now."""
         asked = list(message_ids)
         for given_up in set(self.making) - set(asked):
             self.making.pop(given_up)[1].close()
-        replies = [reply for key in asked if (reply := self._known(key))]
-        for message_id in [key for key in asked if key in self.waiting]:
-            self._pass_on(self.waiting[message_id])
-        if replies:
+        if replies := [reply for key in asked if (reply := self._known(key))]:
             return replies
+        for message_id in [key for key in asked if key in self.waiting]:
+            if len(self.making) < self.grid.at_once:
+                self._pass_on(self.waiting[message_id])
         theirs = [key for key in asked if key not in self.waiting]
         replies = list(self.grid.pull_messages(theirs)) if theirs else []
         for reply in replies:
@@ -52,19 +62,20 @@ class Recorded(VirtualGrid):
 
     def _known(self, message_id: str) -> Message | None:
         """The reply to a waiting message, if the store has it."""
-        message = self.waiting.get(message_id)
-        content = self.store.get(self._key(message)) if message and _trains(message) else None
-        if message is None or content is None:
+        if message_id not in self.waiting or message_id not in self.keys:
             return None
-        del self.waiting[message_id]
+        content = self.store.get(self.keys[message_id])
+        if content is None:
+            return None
+        message = self.waiting.pop(message_id)
         return Message(recorddict_from_proto(ProtoRecordDict.FromString(content)), reply_to=message)
 
     def _pass_on(self, message: Message) -> None:
         """Have the other grid answer a message, unless another process is having it answered."""
         message_id = message.metadata.message_id
         with ExitStack() as lock:
-            if _trains(message) and remaining_s(message) > 0:
-                key = self._key(message)
+            if message_id in self.keys and remaining_s(message) > 0:
+                key = self.keys[message_id]
                 if not lock.enter_context(self.store.alone(key)):
                     return
                 self.making[message_id] = key, lock.pop_all()
@@ -91,12 +102,8 @@ class Recorded(VirtualGrid):
         return self.store.key("training", json.dumps(facts, sort_keys=True), *arrays)
 
 
-def remembering(grid: VirtualGrid, cfg: DictConfig) -> VirtualGrid:
+def remembering(grid: VirtualGrid, cfg: DictConfig, experiment: Experiment) -> VirtualGrid:
     """The grid, with the store that the configuration names, if any."""
     config: Any = OmegaConf.to_container(cfg)
-    store = Store.of(config)
+    store = Store.of(config, experiment)
     return grid if store is None else Recorded(grid, store)
-
-
-def _trains(message: Message) -> bool:
-    return message.metadata.message_type == MessageType.TRAIN

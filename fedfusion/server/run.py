@@ -118,7 +118,7 @@ def _serve(
     if experiment.coupling.into_base:  # nothing yet, but an adapter that cannot be added is refused here
         client_model.bake(fused_model.initial, fused_model.layout)
     # of a coupling into the base, each round has another base
-    store = None if experiment.coupling.into_base else Store.of(json.loads(experiment_json))
+    store = None if experiment.coupling.into_base else Store.of(json.loads(experiment_json), experiment)
     strategy = RoundStrategy(
         experiment=experiment,
         experiment_json=for_clients(experiment_json),
@@ -234,7 +234,7 @@ def _attack(strategy: RoundStrategy) -> dict[str, Any]:
         "byzantine": sorted(hostile),
         "accepted_honest": sum(honest) / len(honest) if honest else None,
         "refused_byzantine": sum(byzantine) / len(byzantine) if byzantine else None,
-        "success": history[-1]["attack_success"],
+        "success": history[strategy.state.best_round - 1]["attack_success"],
     }
 
 

@@ -8,7 +8,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from fedfusion.composition import CONF, searched
+from fedfusion.composition import CONF, options, searched
+from fedfusion.server.store import sources
 from fedfusion.sweep.folder import Folder, facts
 from fedfusion.sweep.plan import DIGITS, Cell, Plan, plan, separate
 from fedfusion.sweep.screen import Screen
@@ -57,7 +58,7 @@ def sweep(
     texts = [str(o.input_line) for o in given]
     name = next((str(o.value()) for o in given if o.key_or_group == "sweep"), "grid")
     folder = Folder((out or Path("sweeps") / f"{name}-{_hash(texts)[:8]}").resolve())
-    key = _hash([*texts, *_sources([CONF, *searched(given), Path(__file__).parent.parent])])
+    key = _hash([*texts, str(Path.cwd()), sources(), *_options(searched(given))])
     with screen.checking() as told:
         planned = folder.planned(key) or plan(given, told)
     with folder.alone():
@@ -71,12 +72,11 @@ def sweep(
         try:
             _run(folder, planned, todo, settings, screen, do, where)
         finally:
-            found = folder.facts(planned, folder.seconds() + time.monotonic() - started)
-            if todo:
-                folder.conclude(found)
+            found = folder.facts(planned, folder.seconds() + (time.monotonic() - started if todo else 0))
+            folder.conclude(found)
         if settings.dry_run:
-            found["estimate_s"] = folder.estimate(planned) / settings.at_once
-            screen.say(f"what is left will take about {found['estimate_s'] / 60:.1f} min, {settings.at_once} at a time")
+            found["estimate_s"] = folder.estimate(planned, settings.at_once(_threads(planned)))
+            screen.estimated(found["estimate_s"])
     return found
 
 
@@ -98,8 +98,8 @@ def _run(
     if todo and any(text.startswith("hydra/launcher=") for text in planned.hydra):
         return multirun(planned.hydra, planned.cells, work, folder.path)
     cells = {cell.run: cell for cell in todo}
-    threads = max((work[cell.run].config["client"]["threads"] for cell in todo), default=1)
-    ends = done(work, settings.at_once, where or (lambda: place(settings, threads)), do)
+    threads = _threads(planned)
+    ends = done(work, settings.at_once(threads), where or (lambda: place(settings, threads)), do)
     with screen.running(len(todo)), closing(ends):
         for name, error, seconds in ends:
             if error:
@@ -114,7 +114,12 @@ def _hash(texts: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:DIGITS]
 
 
-def _sources(folders: Sequence[Path]) -> list[str]:
-    """Digests of all files that could change a plan."""
-    files = [path for folder in folders for kind in ("*.yaml", "*.py") for path in sorted(folder.rglob(kind))]
-    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
+def _options(own: Sequence[Path]) -> list[str]:
+    """Digests of all that a configuration can be composed of."""
+    found = [CONF / "config.yaml", *(path for files in options(own).values() for path in files.values())]
+    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in found]
+
+
+def _threads(planned: Plan) -> int:
+    """How many threads a run has."""
+    return max(config["client"]["threads"] for config in planned.configs.values())

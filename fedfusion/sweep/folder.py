@@ -14,7 +14,8 @@ from omegaconf import OmegaConf
 
 from fedfusion.reporting import sweep as report
 from fedfusion.server.checkpoint import Checkpoints, write_atomically
-from fedfusion.sweep.plan import Cell, Plan, identity
+from fedfusion.server.store import files
+from fedfusion.sweep.plan import Cell, Plan, digest, identity
 from fedfusion.types import FedfusionError
 from fedfusion.validation import flat
 
@@ -47,8 +48,13 @@ class Folder:
         Raises
         ------
         FedfusionError
-            If it cannot be written, or another process sweeps in it.
+            If it cannot be written, holds something else than a sweep, or another process sweeps in it.
         """
+        if not (self.path / "plan.json").exists() and self._others():
+            raise FedfusionError(
+                f"--out {self.path} exists and holds no sweep, but {self._others()[0]}: it is not written over "
+                "(choose another)"
+            )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = (self.path / ".lock").open("w")
@@ -63,17 +69,31 @@ class Folder:
                 raise FedfusionError(f"another process sweeps in {self.path} (wait for it, or end it)") from error
             yield
 
+    def _others(self) -> list[str]:
+        """What is in the folder beside the lock."""
+        there = sorted(path.name for path in self.path.iterdir()) if self.path.is_dir() else []
+        return [name for name in there if name != ".lock"]
+
     def planned(self, key: str | None = None) -> Plan | None:
-        """The plan in the folder, if there is one, and if `key`, where it is given, made it."""
+        """The plan in the folder, if there is one; where `key` is given, if that made it, from files as they are now.
+
+        Raises
+        ------
+        FedfusionError
+            If it cannot be read, or another version wrote it.
+        """
         try:
             stored = json.loads((self.path / "plan.json").read_text())
+            if stored["schema_version"] != SCHEMA_VERSION:
+                raise ValueError(f"it has schema version {stored['schema_version']}, this is {SCHEMA_VERSION}")
+            plan = Plan.of(stored["plan"])
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError, KeyError) as error:
             raise FedfusionError(
                 f"{self.path / 'plan.json'} cannot be read ({error}; remove it and sweep again: finished runs are kept)"
             ) from error
-        return Plan.of(stored["plan"]) if key in (None, stored["key"]) else None
+        return plan if key is None or [key, _inputs(plan)] == [stored["key"], stored["inputs"]] else None
 
     def adopt(self, plan: Plan, key: str, command: Sequence[str]) -> None:
         """Make `plan` that of the folder. It may add runs to the one before, and take none away.
@@ -90,7 +110,7 @@ class Folder:
                 f"{len(lost)} of its {len(before.configs)} runs are not among these "
                 f"({_difference(before, plan, lost[0])}). Choose another --out, or remove the folder"
             )
-        stored = {"schema_version": SCHEMA_VERSION, "key": key, "command": shlex.join(command)}
+        stored = {"schema_version": SCHEMA_VERSION, "key": key, "inputs": _inputs(plan), "command": shlex.join(command)}
         write_atomically(self.path / "plan.json", json.dumps(stored | {"plan": plan.to_dict()}, indent=1) + "\n")
 
     def state(self, cell: Cell) -> State:
@@ -127,6 +147,13 @@ class Folder:
         self.run(cell).mkdir(parents=True, exist_ok=True)
         (self.run(cell) / "error.txt").write_text(error + "\n")
 
+    def _told(self) -> dict[str, Any]:
+        """What sweep.json says, but for the time."""
+        try:
+            return {**json.loads((self.path / "sweep.json").read_text()), "wall_time_s": 0}
+        except (OSError, ValueError, TypeError):
+            return {}
+
     def seconds(self) -> float:
         """How long the sweep took until now, as far as that was written down."""
         try:
@@ -134,17 +161,19 @@ class Folder:
         except (OSError, ValueError, KeyError):
             return 0.0
 
-    def estimate(self, plan: Plan) -> float:
-        """Seconds of one worker for what is left: each training once, and for each run what one took beside it."""
+    def estimate(self, plan: Plan, at_once: int) -> float | None:
+        """Seconds for what is left: each training once, and for each run what one took beside it; None if unknown."""
         states = {cell.run: self.state(cell) for cell in plan.runs}
         ended = {cell.run: cell for cell in plan.runs if states[cell.run] == "finished"}
         if not ended:
-            return float("nan")
+            return None
         found = [json.loads((self.run(cell) / "results.json").read_text()) for cell in ended.values()]
         training = max(each.get("training_s", 0.0) for each in found)
         beside = sum(each["wall_time_s"] - each.get("training_s", 0.0) for each in found) / len(found)
-        trainings = {cell.training for cell in plan.cells} - {cell.training for cell in ended.values()}
-        return len(trainings) * training + (len(states) - len(ended)) * beside
+        trainings = {cell.training for cell in plan.runs} - {cell.training for cell in ended.values()}
+        places = max(1, min(at_once, len(states) - len(ended)))
+        trained = -(-len(trainings) // places) * training  # one takes as long as all at the same time
+        return trained + (len(states) - len(ended)) * beside / places
 
     def facts(self, plan: Plan, wall_time_s: float = 0.0) -> dict[str, Any]:
         """What is known of the sweep by now, as in sweep.json."""
@@ -182,7 +211,10 @@ class Folder:
         return facts | {"error": said.get(state, lambda: NOT_RUN)()}
 
     def conclude(self, facts: Mapping[str, Any]) -> None:
-        """Write sweep.json, sweep.csv, and the report."""
+        """Write sweep.json, sweep.csv and the report, where they do not say this already."""
+        same = self._told() == json.loads(json.dumps({**facts, "wall_time_s": 0}))
+        if same and ((self.path / "report.html").exists() or not facts["points"]):
+            return
         write_atomically(self.path / "sweep.json", json.dumps(facts, indent=1) + "\n")
         rows = [report.row(cell) for cell in facts["cells"]]
         with (self.path / "sweep.csv").open("w", newline="") as file:
@@ -191,6 +223,11 @@ class Folder:
             writer.writerows(rows)
         if facts["points"]:
             report.make(facts, self.path)
+
+
+def _inputs(plan: Plan) -> str:
+    """A digest of the files that the configurations name."""
+    return digest(sorted({json.dumps(files(config)) for config in plan.configs.values()}))
 
 
 def facts(out: Path) -> dict[str, Any]:

@@ -11,14 +11,13 @@ from typing import Any, Self
 from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
-from fedfusion.composition import SEARCHPATH, grid, options, parse, searched
+from fedfusion.composition import ELSEWHERE, SEARCHPATH, grid, options, parse, searched
 from fedfusion.config import build, resolve
 from fedfusion.server.store import trained_by
 from fedfusion.sweep.settings import PREFIX, Settings
 from fedfusion.types import FedfusionError
 from fedfusion.validation import ConfigErrors, check_option
 
-ELSEWHERE = frozenset({"run_dir", "trainings", "tracker", "federation", "push_to_hub"})  # changes no result
 DIGITS = 12  # of a hash
 
 
@@ -35,7 +34,7 @@ class Cell:
     run
         Hash of its configuration, the name of its run's folder.
     training
-        Hash of what local training depends on, as far as it does in the first round.
+        Hash of what the local training of the first round depends on.
     byzantine
         Number of Byzantine clients.
     repeats
@@ -91,7 +90,7 @@ class Plan:
     @property
     def trainings(self) -> int:
         """How many different local trainings the runs begin with."""
-        return len({cell.training for cell in self.cells})
+        return len({cell.training for cell in self.runs})
 
     @property
     def hash(self) -> str:
@@ -142,6 +141,13 @@ def separate(overrides: Sequence[str]) -> tuple[list[Override], Settings]:
     if errors:
         raise ConfigErrors(errors)
     ours = [o for o in given if o.key_or_group.startswith(PREFIX)]
+    if launcher := [o for o in given if o.key_or_group == "hydra/launcher"]:
+        idle = [o for o in ours if o.key_or_group in (f"{PREFIX}jobs", f"{PREFIX}on", f"{PREFIX}fail_fast")]
+        if idle:
+            said = (
+                f"that is for {launcher[0].input_line} to say (set it there: hydra.launcher, or leave one of both out)"
+            )
+            raise ConfigErrors([f"{o.input_line}: {said}" for o in idle])
     return [o for o in given if o not in ours], Settings.of(ours)
 
 
@@ -165,14 +171,13 @@ def plan(given: Sequence[Override], told: Callable[[int, int], None] = lambda do
     chosen = [str(o.input_line) for o in given if o in names or o.key_or_group == SEARCHPATH]
     own = [str(o.input_line) for o in given if o not in names and o not in hydras]
     fixed = [str(o.input_line) for o in (*names, *hydras)]
-    params, attack = grid(fixed)
+    params, _ = grid(fixed)
     axes = _axes([*(f"{key}={values}" for key, values in params.items()), *own])
     swept = {key: values for key, values in axes.items() if len(values) > 1}
     cells, configs = _cells(chosen, axes, told)
+    attack = grid([*chosen, *cells[0].overrides])[1]
     common = [f"{key}={values[0]}" for key, values in axes.items() if len(values) == 1]
-    return Plan(
-        _question(given), [*chosen, *common], [*fixed, *own], swept, axes.get("attack", [attack])[0], cells, configs
-    )
+    return Plan(_question(given), [*chosen, *common], [*fixed, *own], swept, attack, cells, configs)
 
 
 def _question(given: Sequence[Override]) -> str:
@@ -207,37 +212,49 @@ def _cells(
     def arguments(point: Sequence[str]) -> tuple[str, ...]:
         return (*chosen, *(f"{key}={value}" for key, value in zip(axes, point, strict=True)))
 
-    known = cache(_checked)
+    known = cache(_resolved)
     longest = max(map(len, axes.values()), default=1)
     # all values in as few cells as possible: what is misspelt is said within seconds
     _all(known, [arguments([v[min(i, len(v) - 1)] for v in axes.values()]) for i in range(longest)])
     points = list(itertools.product(*axes.values()))
     given = [arguments(point) for point in points]
     configs = _all(known, given, told)
-    most = max(byzantine for _, byzantine in configs)
-    given = [own + _assumed(own, config, most) for own, (config, _) in zip(given, configs, strict=True)]
+    most = max(one.byzantine for one in configs)
+    given = [own + _assumed(own, one.config, most) for own, one in zip(given, configs, strict=True)]
     cells: list[Cell] = []
     runs: dict[str, Mapping[str, Any]] = {}
-    for point, own, (config, byzantine) in zip(points, given, _all(known, given), strict=True):
-        run, training = identity(config, byzantine), digest(trained_by(config))
+    for point, own, one in zip(points, given, _all(known, given), strict=True):
+        run = identity(one.config, one.byzantine)
         swept = {key: value for key, value in zip(axes, point, strict=True) if len(axes[key]) > 1}
-        cells.append(Cell(swept, own, run, training, byzantine, run in runs))
-        runs.setdefault(run, config)
+        cells.append(Cell(swept, own, run, one.training, one.byzantine, run in runs))
+        runs.setdefault(run, one.config)
     return cells, runs
 
 
-def _checked(overrides: tuple[str, ...]) -> tuple[dict[str, Any], int]:
-    """The configuration that `overrides` make, and its number of Byzantine clients."""
+@dataclass(frozen=True)
+class _Resolved:
+    """A configuration, checked, its number of Byzantine clients, and the hash of its first training."""
+
+    config: dict[str, Any]
+    byzantine: int
+    training: str
+
+
+def _resolved(overrides: tuple[str, ...]) -> _Resolved:
     cfg = resolve(overrides)
-    config: Any = OmegaConf.to_container(cfg)
-    return config, len(build(cfg).byzantine())
+    experiment, config = build(cfg), OmegaConf.to_container(cfg)
+    assert isinstance(config, dict)
+    named = {str(key): value for key, value in config.items()}
+    # who is drawn changes with whom one trains, and so does a base that all share
+    sent = [experiment.fraction, experiment.coupling.into_base and [named["coupling"], experiment.fused_rank]]
+    return _Resolved(named, len(experiment.byzantine()), digest([trained_by(named, experiment), sent]))
 
 
 def _all(
-    known: Callable[[tuple[str, ...]], tuple[dict[str, Any], int]],
+    known: Callable[[tuple[str, ...]], _Resolved],
     cells: Sequence[tuple[str, ...]],
     told: Callable[[int, int], None] = lambda done, total: None,
-) -> list[tuple[dict[str, Any], int]]:
+) -> list[_Resolved]:
     """What is known of all cells, or everything that is wrong with any of them."""
     found, wrong = [], dict[str, list[tuple[str, ...]]]()
     for done, own in enumerate(cells):

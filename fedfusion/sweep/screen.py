@@ -66,6 +66,11 @@ class Screen:
             table.add_row(*(cell.point[key] for key in plan.axes), cell.run, cell.training[:6], state)
         self.console.print(table, soft_wrap=False)
 
+    def estimated(self, seconds: float | None) -> None:
+        """Say how long what is left will take."""
+        known = "cannot be said: the first run failed" if seconds is None else f"about {seconds / 60:.1f} min"
+        self.say(f"time for what is left: {known}")
+
     @contextmanager
     def running(self, total: int) -> Iterator[None]:
         """While runs are done."""

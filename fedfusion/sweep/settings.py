@@ -20,7 +20,8 @@ class Settings:
     Parameters
     ----------
     jobs
-        Runs at the same time, each in a process of its own with `client.threads` threads; null is one for each core.
+        Runs at the same time, each in a process of its own with `client.threads` threads; null is as many as there
+        are cores for.
     on
         Where they run: `processes` of this machine, or `ray` tasks, on this machine or on a cluster that
         `RAY_ADDRESS` names. `hydra/launcher=joblib` or `=submitit_slurm` has a launcher of Hydra's do it instead.
@@ -42,10 +43,9 @@ class Settings:
         if self.jobs is not None and self.jobs < 1:
             raise ConfigErrors([f"sweep.jobs must be at least 1 or null, got {self.jobs}"])
 
-    @property
-    def at_once(self) -> int:
-        """How many runs there are at the same time."""
-        return self.jobs or len(os.sched_getaffinity(0))
+    def at_once(self, threads: int) -> int:
+        """How many runs there are at the same time, each with as many `threads`."""
+        return self.jobs or max(1, len(os.sched_getaffinity(0)) // threads)
 
     @classmethod
     def of(cls, overrides: Sequence[Override]) -> Self:

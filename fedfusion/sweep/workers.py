@@ -25,7 +25,10 @@ from fedfusion.sweep.settings import Settings
 from fedfusion.types import FedfusionError
 
 QUIET = ("hydra.sweep.subdir=.", "hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none")
-DIED = "the process of this run was killed (by the system, if memory ran out; lower sweep.jobs)"
+DIED = (
+    "the process of this run died (killed by the system if memory ran out: lower sweep.jobs; a script that sweeps "
+    "needs if __name__ == '__main__')"
+)
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ def done(
 
     A worker that is killed costs its run alone. When the caller goes no further, whatever runs is ended.
     """
+    others = set(multiprocessing.active_children())
     left, free = list(work.items()), [place() for _ in range(min(at_once, len(work)))]
     running: dict[Future[str], tuple[str, Executor, float]] = {}
     try:
@@ -81,7 +85,12 @@ def done(
             while left and free:
                 name, one = left.pop(0)
                 here = free.pop()
-                running[here.submit(do, one)] = name, here, time.monotonic()
+                try:
+                    running[here.submit(do, one)] = name, here, time.monotonic()
+                except BrokenProcessPool:  # it died between two runs
+                    here.shutdown(wait=False)
+                    left.insert(0, (name, one))
+                    free.append(place())
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 name, here, started = running.pop(future)
                 try:
@@ -99,7 +108,7 @@ def done(
         for here in (*free, *(here for _, here, _ in running.values())):
             here.shutdown(wait=False, cancel_futures=True)
         if running:
-            for child in multiprocessing.active_children():
+            for child in set(multiprocessing.active_children()) - others:
                 child.terminate()
 
 

@@ -108,10 +108,19 @@ def test_when_that_one_dies_it_is_trained_here(grid, app, tmp_path):
     assert len(grid.pull_messages([message_id])) == 1 and len(app.asked) == 1
 
 
+def test_no_more_is_held_than_the_grid_works_on(grid, app, tmp_path):
+    asked = [message(client=i) for i in range(3)]
+    ids = grid.push_messages(asked)
+    grid.pull_messages(ids)
+    with Store(tmp_path / "store", "one").alone(grid._key(asked[2])) as free:
+        assert free and len(app.asked) == 1
+
+
 def test_nothing_is_held_that_nobody_waits_for(grid, app, tmp_path):
     """A message that expired is not asked about any more; its lock must not keep others waiting."""
-    ids = grid.push_messages([late := message(), message(client=1)])
-    (reply,) = grid.pull_messages(ids)  # both are locked, one is answered
+    grid.grid.at_once = 2
+    ids = grid.push_messages([late := message(client=1), message()])
+    (reply,) = grid.pull_messages(ids[::-1])  # both are locked, one is answered
     left = [key for key in ids if key != reply.metadata.reply_to_message_id]
     assert left and grid.making.keys() == set(left)
     grid.pull_messages([])
@@ -159,12 +168,12 @@ def test_what_is_behind_the_upload_shares_the_training_and_changes_no_bit(stage,
 def shared(folder, *overrides):
     from command import SMALL as CELLS
 
-    from fedfusion.config import resolve, to_json
+    from fedfusion.config import build, resolve, to_json
     from fedfusion.federation.recorded import remembering
 
     small = [override for override in CELLS if not override.startswith("realign")]
     cfg = resolve([*small, "client.steps=1", "realign=none", f"run_dir='{folder}'", *overrides])
-    grid = remembering(InlineGrid(apps.client_app, 4, 60.0), cfg)
+    grid = remembering(InlineGrid(apps.client_app, 4, 60.0), cfg, build(cfg))
     assert isinstance(grid, Recorded)
     apps.server_app(grid, Context(1, 0, {}, RecordDict(), {"config": to_json(cfg)}))
     return json.loads((folder / "results.json").read_text())["metrics"]

@@ -63,7 +63,7 @@ def adapter(folder):
 
 def trained(folder):
     """The adapter that each client trains in the first round of the run in `folder`, and how they are laid out."""
-    experiment = build(json.dumps(results(folder)["config"] | {"run_dir": None}))
+    experiment = build(json.dumps(results(folder)["config"] | {"run_dir": None, "trainings": None}))
     model = LoraModel(experiment.model, experiment.seed)
     heads = Evaluator(experiment.suite, model, experiment.seed, experiment.head).heads
     suite, found = experiment.suite, []

@@ -1,10 +1,11 @@
 import json
 import multiprocessing
+import shutil
 
 import pytest
 import torch
 
-from fedfusion.config import resolve, to_json
+from fedfusion.config import build, resolve, to_json
 from fedfusion.server.store import AT_THE_SERVER, Store, trained_by
 from fedfusion.types import FedfusionError
 
@@ -87,14 +88,36 @@ def config():
     return json.loads(to_json(resolve([])))
 
 
+def of(config):
+    return Store.of(config, build(json.dumps(config)))
+
+
 def test_every_key_at_the_server_is_one_of_the_experiment(config):
-    assert set(AT_THE_SERVER) < set(config) and trained_by(config).keys() == config.keys() - {*AT_THE_SERVER, "attack"}
+    read = trained_by(config, build(json.dumps(config)))
+    assert set(AT_THE_SERVER) < set(config) and read.keys() == config.keys() - {*AT_THE_SERVER, "attack"}
+
+
+def test_what_is_computed_from_files_is_known_by_them(config, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.csv").write_text("a")
+    named = {**config, "trainings": str(tmp_path / "t"), "suite": {**config["suite"], "root": str(tmp_path / "data")}}
+    experiment = build(json.dumps(config))
+    before = Store.of(named, experiment).key("a")
+    assert Store.of(named, experiment).key("a") == before
+    (tmp_path / "data" / "train.csv").write_text("ab")
+    assert Store.of(named, experiment).key("a") != before
+
+
+def test_a_full_disk_costs_no_result(store):
+    store.folder.chmod(0o500)
+    shutil.rmtree(store.folder)  # root may write anywhere; nobody can into what is not there
+    assert store.scores("scores-1", lambda: {"loss": 1.0}) == {"loss": 1.0}
 
 
 def test_no_store_unless_one_is_named_nor_for_strategies_of_flower(config, tmp_path):
     named = {**config, "trainings": str(tmp_path / "t")}
-    assert Store.of(config) is None and Store.of(named).folder == tmp_path / "t"
-    stock = {**named, "server": {"strategy": {"_target_": "flwr.serverapp.strategy.FedAvg"}}}
-    assert Store.of(stock) is None
-    keys = {Store.of({**named, key: value}).key("a") for key, value in (("rounds", 9), ("run_dir", "x"), ("seed", 0))}
-    assert keys == {Store.of(named).key("a")} and Store.of({**named, "seed": 1}).key("a") not in keys
+    assert of(config) is None and of(named).folder == tmp_path / "t" and of({**named, "round_deadline_s": 9.0}) is None
+    stock = {**config["server"], "strategy": {"_target_": "flwr.serverapp.strategy.FedAvg"}}
+    assert of({**named, "server": stock}) is None
+    keys = {of({**named, key: value}).key("a") for key, value in (("rounds", 9), ("run_dir", "x"), ("seed", 0))}
+    assert keys == {of(named).key("a")} and of({**named, "seed": 1}).key("a") not in keys

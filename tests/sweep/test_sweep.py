@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 from cells import TINY, fake, here, value
 from command import TESTS, fedfusion
@@ -165,15 +166,63 @@ def test_a_dry_run_shows_the_cells_runs_the_first_and_estimates_the_rest(tmp_pat
     run = Counted()
     chosen = [*BUDGETS, "fusion=task_arithmetic,ties", "seed=0,1"]
     facts = swept([*chosen, "sweep.dry_run=true", "sweep.jobs=2"], tmp_path / "out", run)
-    assert len(run.done) == 1 and facts["estimate_s"] == (1 * 2.0 + 7 * 1.0) / 2
+    assert len(run.done) == 1 and facts["estimate_s"] == 2.0 + 7 * 1.0 / 2  # the other training, and what is beside it
     said = capsys.readouterr().err
-    assert "8 cells, 8 runs, 2 local trainings between them" in said and "about 0.1 min, 2 at a time" in said
+    assert "8 cells, 8 runs, 2 local trainings between them" in said and "time for what is left: about 0.1 min" in said
     assert all(cell["run"] in said for cell in facts["cells"])
     again = Counted()
     swept([*chosen, "sweep.dry_run=true"], tmp_path / "out", again)
     assert again.done == []
     swept(chosen, tmp_path / "out", again)
     assert len(again.done) == 7
+
+
+def test_where_the_first_run_fails_nobody_knows_how_long_it_takes(tmp_path, capsys):
+    facts = swept([*BUDGETS, "sweep.dry_run=true"], tmp_path / "out", lambda work: "too hot")
+    assert facts["estimate_s"] is None and "cannot be said: the first run failed" in capsys.readouterr().err
+
+
+def test_a_folder_of_something_else_is_not_written_over(tmp_path):
+    (tmp_path / "README.md").write_text("mine")
+    with pytest.raises(FedfusionError, match="holds no sweep, but README.md: it is not written over"):
+        swept(BUDGETS, tmp_path, Counted(seed0="never"))
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("README.md", "mine")]
+
+
+@pytest.mark.parametrize("lost", ["sweep.json", "report.html"])
+def test_what_a_process_that_died_did_not_write_is_written_the_next_time(lost, tmp_path):
+    before = swept(BUDGETS, tmp_path / "out")
+    (tmp_path / "out" / lost).unlink()
+    again = Counted()
+    facts = swept(BUDGETS, tmp_path / "out", again)
+    assert again.done == [] and (tmp_path / "out" / lost).exists()
+    assert {**facts, "wall_time_s": 0} == {**before, "wall_time_s": 0}
+
+
+def test_cells_that_repeat_others_are_added_without_a_run(tmp_path):
+    swept([*TINY, "attack=ipm", "attack.f=0"], tmp_path / "out")
+    again = Counted()
+    swept([*TINY, "attack=ipm,alie", "attack.f=0"], tmp_path / "out", again)
+    assert again.done == [] and len(json.loads((tmp_path / "out" / "sweep.json").read_text())["cells"]) == 2
+
+
+def test_a_plan_is_made_again_where_files_that_it_names_have_changed(tmp_path, monkeypatch):
+    graph, chosen = tmp_path / "g.csv", ["method=mira", "adjacency=file", "seed=0"]
+    chosen = [*(text for text in TINY if not text.startswith("guard")), *chosen, f"coupling.adjacency.path={graph}"]
+    graph.write_text("\n".join(",".join("1" for _ in range(4)) for _ in range(4)))
+    swept(chosen, tmp_path / "out")
+    graph.write_text("1,1\n1,1\n")
+    with pytest.raises(FedfusionError, match="g.csv"):
+        swept(chosen, tmp_path / "out")
+
+
+@pytest.mark.parametrize("content", ["{", '{"schema_version": 1}', '{"schema_version": 2, "key": "", "plan": {}}'])
+def test_a_plan_that_cannot_be_read_is_said(content, tmp_path):
+    swept(BUDGETS, tmp_path / "out")
+    (tmp_path / "out" / "plan.json").write_text(content)
+    for read in (lambda: swept(BUDGETS, tmp_path / "out"), lambda: facts_of(tmp_path / "out")):
+        with pytest.raises(FedfusionError, match="plan.json cannot be read .*remove it and sweep again"):
+            read()
 
 
 def test_the_folder_is_named_after_the_grid_and_its_overrides(tmp_path, monkeypatch, capsys):
@@ -203,6 +252,13 @@ def test_no_key_of_hydra_reaches_a_run(tmp_path):
     assert [cell["worst"]["fused_received"] for cell in facts["cells"]] == [0.8, 0.7]
 
 
+def eventually(condition, what):
+    deadline = time.time() + 300
+    while not condition():
+        assert time.time() < deadline, what
+        time.sleep(0.1)
+
+
 def command(out):
     environment = os.environ | {"PYTHONPATH": str(TESTS), "PYTHONWARNINGS": "ignore"}
     words = [sys.executable, "-m", "fedfusion", "sweep", *TINY, "rounds=4", "fusion=task_arithmetic,ties", "seed=0,1"]
@@ -212,14 +268,22 @@ def command(out):
 
 
 @pytest.mark.slow
+def test_workers_end_with_the_process_that_sweeps(tmp_path):
+    first = command(tmp_path / "out")
+    eventually(lambda: list((tmp_path / "out").glob("runs/*/run.log")), "a run")
+    workers = psutil.Process(first.pid).children(recursive=True)
+    first.kill()
+    first.communicate()
+    assert workers and not psutil.wait_procs(workers, 30)[1]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
 def test_a_sweep_ended_in_the_middle_goes_on_and_trains_once_for_each_seed(end, tmp_path):
     """Multi-round runs that differ in the fusion alone share every round; results are those of single runs."""
     out = tmp_path / "out"
     first = command(out)
-    deadline = time.time() + 300
-    while not list(out.glob("runs/*/checkpoints/round-0001")) and time.time() < deadline:
-        time.sleep(0.1)
+    eventually(lambda: list(out.glob("runs/*/checkpoints/round-0001")), "a round")
     first.send_signal(end)
     said = first.communicate(timeout=60)[1]
     assert first.returncode in ((130,) if end == signal.SIGINT else (-9,))
