@@ -1,4 +1,4 @@
-"""Rewrite the tables of README.md from the committed result files.
+"""Rewrite the tables of README.md and experiments/README.md from the committed result files.
 
 python experiments/tables.py
 """
@@ -10,6 +10,7 @@ import statistics
 import textwrap
 from pathlib import Path
 
+from claims import claims
 from rich.console import Console
 
 from fedfusion.reporting import report, sweep
@@ -55,22 +56,51 @@ def faults(rows: list) -> str:
     return "\n".join(lines)
 
 
+STAGES = {"fused_received": "fused received", "realigned": "realigned", "control": "control"}
+
+
 def knobs(results: dict) -> str:
-    stages = {"fused_received": "fused received", "realigned": "realigned", "control": "control"}
-    rows = ["| changed | " + " | ".join(stages.values()) + " |", "|---|" + "---:|" * len(stages)]
+    rows = ["| changed | " + " | ".join(STAGES.values()) + " |", "|---|" + "---:|" * len(STAGES)]
     for knob, row in results.items():
-        rows.append(f"| `{knob}` | " + " | ".join(f"{row['mean'][stage]:.3f}" for stage in stages) + " |")
+        rows.append(f"| `{knob}` | " + " | ".join(f"{row['mean'][stage]:.3f}" for stage in STAGES) + " |")
     return "\n".join(rows)
 
 
+def turned(results: dict) -> str:
+    """The knobs of the tutorial, beside the demo as it is."""
+    turns = {
+        "channel.jsr_db=22": "the demo as it is",
+        "channel=ideal": "nobody jams",
+        "channel.jsr_db=26": "a stronger jammer",
+        "channel=ideal attack=sign_flipping attack.f=4": "nobody jams, four clients attack",
+    }
+    rows = ["| mean accuracy | " + " | ".join(STAGES.values()) + " |", "|---|" + "---:|" * len(STAGES)]
+    for knob, words in turns.items():
+        scores = results[knob]["mean"]
+        rows.append(f"| {words} | " + " | ".join(f"{scores[stage]:.3f}" for stage in STAGES) + " |")
+    without = results["channel.jsr_db=22"]["mean"]["fused_received"]
+    rows.append(
+        f"| the demo, not realigned | {without:.3f} | | {results['channel.jsr_db=22']['mean']['control']:.3f} |"
+    )
+    gap = results["channel.jsr_db=26"]["mean"]["realigned"] - results["channel.jsr_db=26"]["mean"]["control"]
+    said = f"With the stronger jammer even the realigned model is {-gap:.3f} below the control: fuse nothing then."
+    assert gap < 0, "the sentence is no longer true"
+    said += " The default guard meets the attackers: it tests every upload on a few trusted samples of its task."
+    said += " One seed each (`python experiments/quickstart/knobs.py --out experiments/quickstart/knobs.json`)."
+    return "\n".join([*rows, "", prose(said)])
+
+
 def coefficient(results: dict) -> str:
-    test, seeds = results["test"], len(results["seeds"])
-    return (
-        f"Over an ideal uplink, mean of {seeds} seeds (`python experiments/digits8/coefficient.py --out "
-        "experiments/digits8/coefficient.json`):\n\n"
-        "| base | single task | fused, coefficient "
-        f"{results['chosen']} |\n|---:|---:|---:|\n"
-        f"| {test['base']:.3f} | {test['single_task']:.3f} | {test['fused']:.3f} |"
+    test = results["test"]
+    made_by = "python experiments/digits8/coefficient.py --out experiments/digits8/coefficient.json"
+    return "\n".join(
+        [
+            prose(f"Over an ideal uplink, mean of {len(results['seeds'])} seeds (`{made_by}`):"),
+            "",
+            f"| base | single task | fused, coefficient {results['chosen']} |",
+            "|---:|---:|---:|",
+            f"| {test['base']:.3f} | {test['single_task']:.3f} | {test['fused']:.3f} |",
+        ]
     )
 
 
@@ -305,6 +335,9 @@ def fusion_cost(results: dict) -> str:
     ]
     for name, cost in dense["rules"].items():
         rows.append(f"| {name} | {cost['cpu_s']:.3f} | {cost['times_floor']:.1f} | {cost['extra_memory']:.2f} |")
+    plain = {name: cost["cpu_s"] for name, cost in dense["rules"].items()}
+    times = [plain[f"{name}, peft"] / plain[name] for name in ("task arithmetic", "ties, by tensor", "dare")]
+    rows += ["", f"The rules are {min(times):.1f} to {max(times):.1f} times as fast as those of peft beside them."]
     scaled = lora["cpu_s_scaled_from_one_layer_of_each_shape"]
     rows += ["", f"{lora['adapters']}, from factors to factors:", "", "| | CPU s |", "|---|---:|"]
     rows += [f"| {name} | {cost:.2f} |" for name, cost in lora["cpu_s"].items()]
@@ -346,12 +379,20 @@ def _score(value: float | None) -> str:
 
 
 def budget(facts: dict) -> str:
-    """The tables of a sweep, one for each attack."""
+    """The tables of a sweep, one for each attack, and what it took."""
     said = []
     for title, header, rows in sweep.tables(facts):
         lines = [header, ["---", *("---:" for _ in header[1:])], *rows]
         said += [f"{title}:", "", *(f"| {' | '.join(cells)} |" for cells in lines), ""]
-    return "\n".join(said).rstrip()
+    runs = [cell["wall_time_s"] for cell in facts["cells"] if not cell["repeats"]]
+    return "\n".join([*said, f"{len(runs)} runs, which took {sum(runs) / 60:.0f} minutes together."])
+
+
+def answered(facts: dict) -> str:
+    """What a sweep answers."""
+    runs = sum(not cell["repeats"] for cell in facts["cells"])
+    said = sweep.answer(facts | sweep.figures(facts))
+    return textwrap.fill(f"The plot is of {runs} runs, whose report begins: {said}", 120)
 
 
 def backdoor(facts: dict) -> str:
@@ -410,41 +451,56 @@ def _range(values: list[float]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-TABLES = {
+TUTORIAL = {
+    "experiments/quickstart/results.json": quickstart,
+    "experiments/quickstart/knobs.json": turned,
+    "experiments/resilience/budget.json": answered,
+}
+EVIDENCE = {
+    "experiments/quickstart/knobs.json": knobs,
+    "experiments/digits8/coefficient.json": coefficient,
+    "experiments/text8/results.json": text8,
+    "experiments/mira/compare.json": mira,
+    "experiments/text8/fusion.json": fusion,
+    "experiments/rmtllmf/dominance.json": dominance,
+    "experiments/disentanglement/results.json": disentanglement,
+    "experiments/benchmarks/fusion.json": fusion_cost,
+    "experiments/wireless/table.json": wireless,
+    "experiments/wireless/rules.json": rules,
+    "experiments/benchmarks/uplink.json": uplink,
     "experiments/resilience/text8.json": resilience,
     "experiments/resilience/budget.json": budget,
     "experiments/resilience/backdoor.json": backdoor,
     "experiments/benchmarks/aggregators.json": aggregators,
-    "experiments/benchmarks/fusion.json": fusion_cost,
-    "experiments/disentanglement/results.json": disentanglement,
-    "experiments/text8/fusion.json": fusion,
-    "experiments/rmtllmf/dominance.json": dominance,
-    "experiments/wireless/table.json": wireless,
-    "experiments/wireless/rules.json": rules,
-    "experiments/benchmarks/uplink.json": uplink,
-    "experiments/text8/results.json": text8,
-    "experiments/mira/compare.json": mira,
     "experiments/benchmarks/cohort.json": cohort,
-    "experiments/quickstart/results.json": quickstart,
-    "experiments/quickstart/knobs.json": knobs,
     "experiments/benchmarks/overhead.json": overhead,
     "experiments/benchmarks/scale.json": scale,
     "experiments/faults/faults.json": faults,
-    "experiments/digits8/coefficient.json": coefficient,
 }
 
 
-def filled(readme: str) -> str:
-    """The README with every table between its two markers made anew."""
-    for source, table in TABLES.items():
-        made = table(json.loads((ROOT / source).read_text()))
-        marker = f"<!-- table: {source} -->\n"
-        end = f"<!-- end of {source} -->"
+def made() -> dict[str, dict[str, str]]:
+    """The text of every table, by README and by what its markers name."""
+
+    def all_of(tables: dict) -> dict[str, str]:
+        return {source: table(json.loads((ROOT / source).read_text())) for source, table in tables.items()}
+
+    return {
+        "README.md": all_of(TUTORIAL) | {"experiments/claims.py": claims()},
+        "experiments/README.md": all_of(EVIDENCE),
+    }
+
+
+def filled(readme: str, tables: dict[str, str]) -> str:
+    """A README with every table between its two markers made anew."""
+    for source, table in tables.items():
+        marker, end = f"<!-- table: {source} -->\n", f"<!-- end of {source} -->"
         pattern = re.compile(re.escape(marker) + r".*?" + re.escape(end), re.S)
-        readme = pattern.sub(lambda _, text=f"{marker}\n{made}\n\n{end}": text, readme)
+        readme = pattern.sub(lambda _, text=f"{marker}\n{table}\n\n{end}": text, readme)
     return readme
 
 
 if __name__ == "__main__":
-    path = ROOT / "README.md"
-    path.write_text(filled(path.read_text()))
+    for name, tables in made().items():
+        path = ROOT / name
+        path.write_text(filled(path.read_text(), tables))
