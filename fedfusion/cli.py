@@ -78,12 +78,11 @@ def run(
     if shown:
         _show_configuration(overrides, resume, as_json)
         return
-    with plain_errors():
-        from fedfusion import api
-        from fedfusion.reporting import report
+    from fedfusion import api
+    from fedfusion.reporting import report
 
-        prepared = api.prepare(overrides, resume)
-    with plain_errors(), _interruptible(f"fedfusion run --resume {prepared[-1]}"), _progress(as_json):
+    prepared = api.prepare(overrides, resume)
+    with _interruptible(f"fedfusion run --resume {prepared[-1]}"), _progress(as_json):
         results = api.launch(*prepared)
     if as_json:
         typer.echo(json.dumps(results.facts))
@@ -127,7 +126,7 @@ def sweep(
     """
     overrides = [*_searched(config_dir), *(overrides or [])]
     words = ["fedfusion", "sweep", *overrides, *(["--out", str(out)] if out else [])]
-    with plain_errors(), _interruptible(shlex.join(words)):
+    with _interruptible(shlex.join(words)):
         from fedfusion.reporting import sweep as report
         from fedfusion.sweep import sweep
 
@@ -159,21 +158,20 @@ def rebuild(
     As in `fedfusion report runs/A`, or `fedfusion report runs/A runs/B --compare`. Runs that differ in their seed alone
     count as one, with intervals.
     """
-    with plain_errors():
-        from fedfusion.errors import FedfusionError
-        from fedfusion.reporting import rebuild
-        from fedfusion.sweep import facts
+    from fedfusion.errors import FedfusionError
+    from fedfusion.reporting import rebuild
+    from fedfusion.sweep import facts
 
-        if out and not compare:
-            raise FedfusionError(f"--out {out} names the page of --compare (give --compare, or drop --out)")
-        if compare:
-            pages = [out or Path("compare.html")]
-            found = rebuild.compare(folders, pages[0], facts)
-            told, lines = {"page": str(pages[0]), **found.facts()}, [found.answer, str(pages[0])]
-        else:
-            pages = rebuild.rebuild(folders, facts)
-            lines = [str(page) for page in pages]
-            told = {"reports": lines}
+    if out and not compare:
+        raise FedfusionError(f"--out {out} names the page of --compare (give --compare, or drop --out)")
+    if compare:
+        pages = [out or Path("compare.html")]
+        found = rebuild.compare(folders, pages[0], facts)
+        told, lines = {"page": str(pages[0]), **found.facts()}, [found.answer, str(pages[0])]
+    else:
+        pages = rebuild.rebuild(folders, facts)
+        lines = [str(page) for page in pages]
+        told = {"reports": lines}
     typer.echo(json.dumps(told) if as_json else "\n".join(lines))
     if in_browser:
         for page in pages:
@@ -201,16 +199,15 @@ def merge(
     As in `fedfusion merge A B fusion=ties rank=16 --out DIR`, where A and B are PEFT folders or hub ids; rank may also
     be the share of the energy to keep (0.95), or null, which loses nothing.
     """
-    with plain_errors():
-        from fedfusion import hub
-        from fedfusion.offline import card
-        from fedfusion.offline.merge import merge
+    from fedfusion import hub
+    from fedfusion.offline import card
+    from fedfusion.offline.merge import merge
 
-        if push_to_hub:
-            hub.check(push_to_hub)
-        _without_bars()
-        sources = [text for text in arguments if "=" not in text or Path(text).is_dir()]
-        facts = merge(sources, [text for text in arguments if text not in sources], out, per_task)
+    if push_to_hub:
+        hub.check(push_to_hub)
+    _without_bars()
+    sources = [text for text in arguments if "=" not in text or Path(text).is_dir()]
+    facts = merge(sources, [text for text in arguments if text not in sources], out, per_task)
     if as_json:
         typer.echo(json.dumps(facts))
     else:
@@ -234,21 +231,20 @@ def evaluate(
 
     As in `fedfusion evaluate DIR suite=digits8`; overrides are those of a run: suite, model, head and seed.
     """
-    with plain_errors():
-        from fedfusion.offline import card
-        from fedfusion.offline.evaluate import evaluate
-        from fedfusion.server.checkpoint import write_atomically
-        from fedfusion.types import FedfusionError
+    from fedfusion.offline import card
+    from fedfusion.offline.evaluate import evaluate
+    from fedfusion.server.checkpoint import write_atomically
+    from fedfusion.types import FedfusionError
 
-        if out and (out.exists() or not out.parent.is_dir()):
-            why = "exists already and is never overwritten" if out.exists() else "is in a folder that does not exist"
-            raise FedfusionError(f"--out {out} {why} (choose another)")
-        if to_card and not Path(adapter).is_dir():
-            raise FedfusionError(f"--card: {adapter} is no folder of this machine (give one, or drop --card)")
-        _without_bars()
-        results = evaluate(adapter, list(overrides or []))
-        if to_card:
-            card.add_scores(Path(adapter), results)
+    if out and (out.exists() or not out.parent.is_dir()):
+        why = "exists already and is never overwritten" if out.exists() else "is in a folder that does not exist"
+        raise FedfusionError(f"--out {out} {why} (choose another)")
+    if to_card and not Path(adapter).is_dir():
+        raise FedfusionError(f"--card: {adapter} is no folder of this machine (give one, or drop --card)")
+    _without_bars()
+    results = evaluate(adapter, list(overrides or []))
+    if to_card:
+        card.add_scores(Path(adapter), results)
     if out:
         write_atomically(out, json.dumps(results, indent=1) + "\n")
     if as_json:
