@@ -57,7 +57,7 @@ class _Offers:
         if sign and key in self.groups:
             yield from (f"{key}{sign_and_begun}{name}" for name in self.groups[key])
         elif sign:
-            yield from _values(key, self._node(key))
+            yield from _values(key, self._node(key)) if key in self else []
         else:
             yield from self._keys(key.rpartition(".")[0])
 
@@ -71,6 +71,11 @@ class _Offers:
                 yield f"{path}."
             elif not name.startswith("_"):
                 yield from _values(path, self._node(path)) or [f"{path}="]
+
+    def __contains__(self, path: str) -> bool:
+        parent, _, name = path.rpartition(".")
+        node = self._node(parent) if parent else self.cfg
+        return _is_mapping(node) and name in node
 
     def _node(self, path: str) -> Any:
         from omegaconf import OmegaConf

@@ -53,6 +53,9 @@ def test_groups_and_keys_are_offered(verb):
         ),
         (["suite.tasks", "="], []),  # a shell would read a list otherwise
         (["nothing.that.is"], []),
+        (["nosuch", "="], []),
+        (["channel.nosuch", "="], []),
+        (["run_dir", "="], ["null"]),
     ],
 )
 def test_what_goes_on_as_it_was_begun_is_offered(words, found):

@@ -79,14 +79,14 @@ def render(templates: Path, facts: Mapping[str, Any]) -> str:
 
 
 def metadata(base: str, tags: Sequence[str], trained_on: Sequence[str] = ()) -> ModelCardData:
-    """What a card says to the hub; a base model or data set that the hub could not know by its name is left out.
+    """What a card says to the hub; a base model or data set that the hub does not know by its name is left out.
 
     Nor does it name a licence: that is for whoever publishes the adapter.
     """
     name = base_name(base)
     return ModelCardData(
         library_name="peft",
-        base_model=name if _nameable(name) else None,
+        base_model=name if "/" in name and _nameable(name) else None,  # else it is a folder, or comes with a package
         datasets=[dataset for dataset in dict.fromkeys(trained_on) if _nameable(dataset)] or None,
         tags=list(tags),
     )

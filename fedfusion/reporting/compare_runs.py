@@ -11,17 +11,19 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
+from fedfusion.composition import ELSEWHERE
 from fedfusion.reporting import plots
 from fedfusion.reporting.comparison import Comparison, header, scored
 from fedfusion.reporting.figures import UPLINK, mean, measured, unique
-from fedfusion.reporting.findings import UNITS, apart, text
+from fedfusion.reporting.findings import ONE_SEED, UNITS, amount, apart, text
 from fedfusion.reporting.report import load
 from fedfusion.reporting.run_plots import STAGES, final
 from fedfusion.reporting.sweep_plots import legend, looks, span
 from fedfusion.reporting.sweep_tables import Grid
 from fedfusion.validation import flat
 
-ELSEWHERE = ("seed", "run_dir", "trainings", "tracker", "federation", "push_to_hub")  # do not make another experiment
+WALL_TIME = "wall time (s)"
+
 Results = Mapping[str, Any]
 
 
@@ -69,7 +71,9 @@ def compare(folders: Sequence[Path]) -> Comparison:
     for name in (f"mean, {STAGES[stage].label}", f"worst task, {STAGES[stage].label}"):
         pairs = zip(groups[1:], figures[1:], strict=True)
         gaps = [f"{group.letter} is {apart(own[name], figures[0][name], groups[0].letter)}" for group, own in pairs]
-        said.append(f"Accuracy, {name}: {'; '.join(gaps)}.")
+        said.append(f"{_measure(groups).capitalize()}, {name}: {'; '.join(gaps)}.")
+    if all(len(group.runs) == 1 for group in groups):
+        said.append(ONE_SEED)
     members = [(group.letter, ", ".join(map(str, group.runs))) for group in groups]
     with plots.drawing():
         drawn = [_by_round(groups, stage), _by_task(groups, stage)]
@@ -80,7 +84,7 @@ def grouped(runs: Mapping[Path, Results]) -> list[Group]:
     """Runs of the same configuration together; each alone, where no configuration has several of different seeds."""
     found: dict[str, dict[Path, Results]] = {}
     for folder, results in runs.items():
-        own = {key: value for key, value in results["config"].items() if key not in ELSEWHERE}
+        own = {key: value for key, value in results["config"].items() if key not in {"seed", *ELSEWHERE}}
         found.setdefault(json.dumps(own, sort_keys=True), {})[folder] = results
     apart = len(found) == 1 or any(len({r["seed"] for r in own.values()}) < len(own) for own in found.values())
     groups = [{folder: results} for folder, results in runs.items()] if apart else list(found.values())
@@ -103,13 +107,18 @@ def scores(results: Results, stage: str) -> dict[str, float | None]:
         found[f"{task}, {STAGES[stage].label}"] = by_stage.get(stage, {}).get("accuracy")
     found |= {UNITS[name]: kept[name] for name in UPLINK}
     found |= {"honest uploads accepted": kept["accepted_honest"], "Byzantine refused": kept["refused_byzantine"]}
-    return found | {"wall time (s)": results["wall_time_s"]}
+    return found | {WALL_TIME: results["wall_time_s"]}
+
+
+def _measure(groups: Sequence[Group]) -> str:
+    return " or ".join(unique(run["metrics"]["measure"] for group in groups for run in group.runs.values()))
 
 
 def _table(groups: Sequence[Group], stage: str) -> Grid:
     several, figures = any(len(group.runs) > 1 for group in groups), [group.by_seed(stage) for group in groups]
+    costs = {*UNITS.values(), WALL_TIME}
     rows = [
-        [name, *scored([own.get(name) for own in figures], several)]
+        [name, *scored([own.get(name) for own in figures], several, amount if name in costs else text)]
         for name in unique(name for own in figures for name in own)
     ]
     return "Scores and costs", ["", *header([group.letter for group in groups], several)], rows
@@ -129,7 +138,7 @@ def _by_round(groups: Sequence[Group], stage: str) -> plots.Plot:
         axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     records = [record for group in groups for run in group.runs.values() for record in run["metrics"]["rounds"]]
     panels[0].set_ylim(*span([record[name].get(stage) for record in records for name in ("mean", "worst")]))
-    panels[0].set_ylabel(f"accuracy, {STAGES[stage].label}")
+    panels[0].set_ylabel(f"{_measure(groups)}, {STAGES[stage].label}")
     legend(figure, panels[0])
     said = []
     for group in groups:
@@ -137,7 +146,8 @@ def _by_round(groups: Sequence[Group], stage: str) -> plots.Plot:
         said.append(f"{group.letter} {text(first)} after the first round and {text(last)} after the last")
     several = any(len(group.runs) > 1 for group in groups)
     band = " Lines: means over seeds; bands: least to greatest." if several else ""
-    return plots.Plot("compare-rounds", "Accuracy by round", f"Mean over tasks: {'; '.join(said)}.{band}", figure)
+    title = f"{_measure(groups).capitalize()} by round"
+    return plots.Plot("compare-rounds", title, f"Mean over tasks: {'; '.join(said)}.{band}", figure)
 
 
 def _by_task(groups: Sequence[Group], stage: str) -> plots.Plot:
@@ -155,6 +165,6 @@ def _by_task(groups: Sequence[Group], stage: str) -> plots.Plot:
         said.append(f"{letter} is best on {best} ({dots[best]:.3f}) and least on {least} ({dots[least]:.3f})")
     axes.set_yticks(range(len(tasks)), tasks)
     axes.set_ylim(len(tasks) - 0.4, -0.6)
-    axes.set(xlabel=f"accuracy, {STAGES[stage].label}", xlim=span(drawn))
+    axes.set(xlabel=f"{_measure(groups)}, {STAGES[stage].label}", xlim=span(drawn))
     legend(figure, axes)
-    return plots.Plot("compare-tasks", "Accuracy by task", f"{'; '.join(said)}.", figure)
+    return plots.Plot("compare-tasks", f"{_measure(groups).capitalize()} by task", f"{'; '.join(said)}.", figure)

@@ -9,7 +9,7 @@ from typing import Any
 from fedfusion.reporting import plots
 from fedfusion.reporting.comparison import Comparison, header, scored
 from fedfusion.reporting.figures import unique
-from fedfusion.reporting.findings import apart, highest, label, stages, text
+from fedfusion.reporting.findings import apart, hardest, label, measure, stages, text
 from fedfusion.reporting.run_plots import STAGES
 from fedfusion.reporting.sweep import fixed
 from fedfusion.reporting.sweep_plots import columns_for, frame, legend, limits, looks
@@ -120,15 +120,16 @@ def _by_budget(sweeps: Sweeps, name: str, stage: str) -> plots.Plot:
                 axes.plot([p["budget"] for p in own], scores, label=f"{letter}: {line or 'all'}", **style)
         axes.set_title(attack if attack != "none" else "")
     panels[0].set_ylim(*limits([point for facts in sweeps.values() for point in facts["points"]], [stage]))
-    frame(panels, len(attacks), columns, label(first["budget"]), f"accuracy, {name}{' task' * (name == 'worst')}")
+    scored = measure([cell for facts in sweeps.values() for cell in facts["cells"]])
+    frame(panels, len(attacks), columns, label(first["budget"]), f"{scored}, {name}{' task' * (name == 'worst')}")
     legend(figure, panels[0])
     said = []
     for letter, facts in sweeps.items():
-        last = [point for point in facts["points"] if point["budget"] == highest(facts)]
+        last = [point for point in facts["points"] if point["budget"] == hardest(facts)]
         best = max(last, key=lambda point: point[name][stage])
         said.append(f"{letter}: {best['line'] or 'all'} under {best['attack']} {text(best[name][stage])}")
-    what = "Accuracy on the worst task" if name == "worst" else "Mean accuracy over tasks"
-    found = f"Highest at {label(first['budget'])} {highest(first):g} — {'; '.join(said)}."
+    what = f"{scored.capitalize()} on the worst task" if name == "worst" else f"Mean {scored} over tasks"
+    found = f"Highest at {label(first['budget'])} {hardest(first):g} — {'; '.join(said)}."
     found += " Colours are lines, line styles sweeps."
     return plots.Plot(f"compare-{name}", f"{what} by {label(first['budget'])}", found, figure)
 

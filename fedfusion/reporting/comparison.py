@@ -1,6 +1,6 @@
 """What is put side by side, whether runs or sweeps."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import ascii_uppercase
@@ -71,11 +71,11 @@ def header(letters: Sequence[str], over_seeds: bool) -> list[str]:
     return found
 
 
-def scored(scores: Sequence[BySeed | None], over_seeds: bool) -> list[str]:
-    """One row of it, from the scores of each by seed."""
+def scored(scores: Sequence[BySeed | None], over_seeds: bool, say: Callable[[float | None], str] = text) -> list[str]:
+    """One row of it, from the scores of each by seed, or from costs, which `amount` says."""
     first = scores[0] or {}
-    found = [text(mean((by_seed or {}).values())) for by_seed in scores]
+    found = [say(mean((by_seed or {}).values())) for by_seed in scores]
     for by_seed in scores[1:]:
         differences, sure = paired(by_seed or {}, first)
-        found += [text(mean(differences))] + [spread(sure)] * over_seeds
+        found += [say(mean(differences))] + [spread(sure, say)] * over_seeds
     return found

@@ -32,6 +32,7 @@ def measured(results: Mapping[str, Any]) -> dict[str, Any]:
     rounds = metrics.get("rounds", [])
     return {
         "num_clients": metrics["num_clients"],
+        "measure": metrics["measure"],
         "byzantine": list(attack["byzantine"]),
         "mean": {stage: metrics["mean"][stage] for stage in stages},
         "worst": {stage: metrics["worst"][stage] for stage in stages},
@@ -110,10 +111,15 @@ def figures(facts: Mapping[str, Any]) -> dict[str, Any]:
                     "line": line,
                     "undefended": of if "defence" in keys else None,
                     "failed": len(lost),
-                    **_over_budgets(found),
+                    **_over_budgets(found, budget),
                 }
             )
     return {"budget": budget, "points": points, "lines": lines}
+
+
+def milder_first(budget: str, values: Iterable[float]) -> list[float]:
+    """Values of a budget in the order in which they are harder: upwards, but an SNR downwards."""
+    return sorted(values, reverse=budget.endswith("snr_db"))
 
 
 def by_seed(cells: Cells, name: str, stage: str) -> dict[str, float]:
@@ -151,14 +157,14 @@ def _point(cells: Cells, here: Cells, clean: Mapping[Setting, Cells]) -> dict[st
     }
 
 
-def _over_budgets(points: Cells) -> dict[str, Any]:
+def _over_budgets(points: Cells, budget: str) -> dict[str, Any]:
     """Breakdown point and cost of a line; what an attack did is the mean over the budgets at which there was one."""
     stages = [stage for stage in STAGES if points and stage in points[0]["mean"]]
     under = [point for point in points if point["attacked"]]
     broken = {s: [p["budget"] for p in points if p["lost"][s] is not None and p["lost"][s] > MARGIN] for s in stages}
     return {
         "comparable": any(point["lost"][stage] is not None for point in points for stage in stages),
-        "breakdown": {stage: min(broken[stage], default=None) for stage in stages},
+        "breakdown": {stage: next(iter(milder_first(budget, broken[stage])), None) for stage in stages},
         "no_attack_cost": {stage: mean(_each(points, "no_attack_cost", stage)) for stage in stages},
         "success": {stage: mean(_each(under, "success", stage)) for stage in stages},
         "accepted_honest": mean(point["accepted_honest"] for point in under),

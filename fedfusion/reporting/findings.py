@@ -1,9 +1,9 @@
 """What a sweep found, in sentences made from its numbers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from fedfusion.reporting.figures import COSTS, SHARE, STAGES, mean, reason, unique
+from fedfusion.reporting.figures import COSTS, SHARE, STAGES, mean, milder_first, reason, unique
 from fedfusion.reporting.interval import interval, paired
 
 BUDGETS = {
@@ -12,6 +12,7 @@ BUDGETS = {
     "attack.f": "number of Byzantine clients",
 }
 UNITS = {"nmse_db": "NMSE (dB)"} | {name: f"{cost.label} ({cost.unit})" for name, cost in COSTS.items()}
+ONE_SEED = "One seed: there are no intervals, and small differences may be chance (sweep seed=0,1,2 has them)."
 NOT_YET = ("not run yet", "did not finish")  # what a sweep says of such a cell
 
 BySeed = Mapping[str, float]
@@ -29,10 +30,15 @@ def stages(facts: Mapping[str, Any]) -> list[str]:
     return found[:1] if len(found) == 2 and scores[0] == scores[1] else found
 
 
-def highest(facts: Mapping[str, Any]) -> float:
-    """The budget at which lines are compared: the highest, or the lowest of an SNR."""
-    budgets = [point["budget"] for point in facts["points"]]
-    return min(budgets) if facts["budget"].endswith("snr_db") else max(budgets)
+def hardest(facts: Mapping[str, Any]) -> float:
+    """The budget at which lines are compared."""
+    return milder_first(facts["budget"], [point["budget"] for point in facts["points"]])[-1]
+
+
+def measure(cells: Sequence[Mapping[str, Any]]) -> str:
+    """What the scores of the cells are; those of older versions do not say that theirs are accuracies."""
+    found = unique(cell.get("measure", "accuracy") for cell in cells if cell["error"] is None)
+    return " or ".join(found) or "accuracy"
 
 
 def question(facts: Mapping[str, Any]) -> str:
@@ -46,7 +52,7 @@ def answer(facts: Mapping[str, Any]) -> str:
     """Which line keeps the worst task best at the highest budget, by how much, and how sure that is."""
     if not facts["points"]:
         return "No run of this sweep has finished, so there is nothing to answer with."
-    stage, budget = stages(facts)[-1], highest(facts)
+    stage, budget, scored = stages(facts)[-1], hardest(facts), measure(facts["cells"])
     here = [point for point in facts["points"] if point["budget"] == budget]
     attacks = unique(point["attack"] for point in here)
     met = {line: weakest(here, line, attacks, stage) for line in unique(line["line"] for line in facts["lines"])}
@@ -57,13 +63,14 @@ def answer(facts: Mapping[str, Any]) -> str:
     ranked = sorted(scores, key=lambda line: -_mean(scores[line]))
     best = ranked[0]
     under = [point for point in here if point["line"] == best and point["attacked"]]
-    hardest = min(under, key=lambda point: point["worst"][stage])["attack"] if under else None
-    attacked = {0: "", 1: f" under {hardest}"}.get(len(under), f" under the attack that is hardest on it ({hardest})")
+    strongest = min(under, key=lambda point: point["worst"][stage])["attack"] if under else None
+    named = {0: "", 1: f" under {strongest}"}
+    attacked = named.get(len(under), f" under the attack that is hardest on it ({strongest})")
     if len(scores) == 1:
-        said = f"{where}the worst task has an accuracy of {_score(scores[best])}{attacked}."
+        said = f"{where}the worst task has an {scored} of {_score(scores[best])}{attacked}."
         return said + _from_no_attack(under, stage)
     undefended = next((line["undefended"] for line in facts["lines"] if line["line"] == best), None)
-    said = f"{where}{_name(best, undefended)} keeps the worst task best: accuracy {_score(scores[best])}{attacked}"
+    said = f"{where}{_name(best, undefended)} keeps the worst task best: {scored} {_score(scores[best])}{attacked}"
     parts = []
     if undefended in scores and undefended != best:
         parts.append(apart(scores[best], scores[undefended], "the undefended run"))
@@ -105,9 +112,9 @@ def amount(value: float | None) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def spread(ends: Sequence[float] | None) -> str:
+def spread(ends: Sequence[float] | None, say: Callable[[float], str] = text) -> str:
     """An interval for people."""
-    return "–" if ends is None else f"{text(ends[0])} to {text(ends[1])}"
+    return "–" if ends is None else f"{say(ends[0])} to {say(ends[1])}"
 
 
 def apart(ours: BySeed, theirs: BySeed, of: str) -> str:
@@ -115,7 +122,8 @@ def apart(ours: BySeed, theirs: BySeed, of: str) -> str:
     differences, sure = paired(ours, theirs)
     gap = mean(differences) if differences else _mean(ours) - _mean(theirs)
     assert gap is not None
-    said = f"{text(abs(gap))} {'above' if gap >= 0 else 'below'} {of}"
+    far = text(abs(gap))
+    said = f"as much as {of}" if far == "0.000" else f"{far} {'above' if gap > 0 else 'below'} {of}"
     if not differences:
         return f"{said} (of other seeds)"
     if sure is None:

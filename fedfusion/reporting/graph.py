@@ -36,8 +36,8 @@ def relation(found: Mapping[str, Any]) -> Plot:
     axes.add_collection(
         LineCollection(
             [[(cos(angle[node]), sin(angle[node])) for node in pair] for pair in edges],
-            linewidths=[0.2 + 1.6 * share**2 for share in edges.values()],
-            colors=[to_rgba(INK, 0.1 + 0.6 * share**2) for share in edges.values()],
+            linewidths=[1.8 * share for share in edges.values()],
+            colors=[to_rgba(INK, 0.1 + 0.6 * share) for share in edges.values()],
             zorder=1,
         )
     )

@@ -10,7 +10,7 @@ from matplotlib.colors import Normalize, to_rgb
 
 from fedfusion.reporting import page, plots
 from fedfusion.reporting.figures import SHARE, Cells, mean, number
-from fedfusion.reporting.findings import highest, label, stages, text
+from fedfusion.reporting.findings import hardest, label, measure, stages, text
 from fedfusion.reporting.run_plots import STAGES
 
 MOST = 6  # heat maps of one sweep
@@ -21,7 +21,7 @@ COLOURS = "viridis"
 def pictures(facts: Mapping[str, Any]) -> list[plots.Plot]:
     """A heat map of the worst task for each two swept keys.
 
-    Of two keys it shows all there is. Of more, the budget is at its highest, and what is neither row nor column is
+    Of two keys it shows all there is. Of more, the budget is at its hardest, and what is neither row nor column is
     averaged, as seeds are.
     """
     keys = [key for key in facts["axes"] if key != "seed"]
@@ -29,8 +29,8 @@ def pictures(facts: Mapping[str, Any]) -> list[plots.Plot]:
     budget, where = facts["budget"], ""
     if len(keys) > 2 and budget != SHARE:
         keys = [key for key in keys if key != budget]
-        done = [cell for cell in done if float(cell["point"][budget]) == highest(facts)]
-        where = f", at {label(budget)} {highest(facts):g}"
+        done = [cell for cell in done if float(cell["point"][budget]) == hardest(facts)]
+        where = f", at {label(budget)} {hardest(facts):g}"
     found = []
     with plots.drawing():
         for pair in list(combinations(keys, 2))[:MOST]:
@@ -68,7 +68,8 @@ def _heat_map(facts: Mapping[str, Any], done: Cells, rows: str, columns: str, at
     known = {pair: score for pair, score in scores.items() if score is not None}
     best, least = (end(known, key=known.__getitem__) for end in (max, min))
     said = f"Highest {text(known[best])} ({', '.join(best)}), lowest {text(known[least])} ({', '.join(least)})"
-    title = f"Accuracy on the worst task, {STAGES[stage].label}, by {label(rows)} and {label(columns)}"
+    scored, axis = measure(facts["cells"]).capitalize(), f"{label(rows)} and {label(columns)}"
+    title = f"{scored} on the worst task, {STAGES[stage].label}, by {axis}"
     name = f"heat-{page.anchor(rows)}-{page.anchor(columns)}"
     return plots.Plot(name, title, f"{said}{at}; mean over seeds.", figure)
 

@@ -1,6 +1,7 @@
 """The frame of every page: one file of HTML that needs no network and no script."""
 
 import contextlib
+import errno
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,9 +52,9 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise FedfusionError(
-            f"cannot write {path}: {error.strerror} (make its folder writable, or copy the run to one that is)"
-        ) from error
+        forbidden = error.errno in (errno.EACCES, errno.EROFS)
+        advice = " (make its folder writable, or copy the run to one that is)" * forbidden
+        raise FedfusionError(f"cannot write {path}: {error.strerror}{advice}") from error
 
 
 def headings(body: str) -> list[tuple[str, Markup]]:

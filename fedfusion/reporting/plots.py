@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 from fedfusion.reporting.page import writing
 
+DPI = 200  # of layout and PNG alike: letters are wider at some than at others
 SINGLE, DOUBLE = 3.45, 7.1  # width in inches of one column, and of both, of a paper
 INK, RULE = "#1a1a1a", "#d0d0d0"  # in a page they follow its colours, dark or light
 # of Okabe and Ito, safe for colour-blind eyes; INK stands for their black
@@ -104,17 +105,22 @@ class Plot:
 @contextmanager
 def drawing() -> Iterator[None]:
     """Within it, figures look as they should."""
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE | {"text.parse_math": False}):  # a dollar in a name is a dollar
         yield
 
 
 def panels(width: float, height: float, rows: int = 1, columns: int = 1, **share: Any) -> tuple[Figure, list[Axes]]:
     """A figure of `width` x `height` inches, and its axes row by row."""
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     axes = list(figure.subplots(rows, columns, squeeze=False, **share).flat)
     for one in axes:
         one.locator_params(nbins=6)  # else how many ticks there are depends on the layout, and that on them
     return figure, axes
+
+
+def named(name: str) -> str:
+    """A name as the label of what is drawn: legends leave out labels that begin with an underscore."""
+    return f" {name}" if name.startswith("_") else name
 
 
 def looks(names: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -123,10 +129,10 @@ def looks(names: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure to `path`.png (200 dpi) and `path`.pdf (text as text), the same bytes every time."""
+    """Write a figure to `path`.png and `path`.pdf (text as text), the same bytes every time."""
     with writing(path), matplotlib.rc_context(STYLE):
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(f"{path}.png", dpi=200, metadata={"Software": None})
+        figure.savefig(f"{path}.png", dpi=DPI, metadata={"Software": None})
         figure.savefig(f"{path}.pdf", metadata={"CreationDate": None, "Creator": None, "Producer": None})
 
 

@@ -9,7 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from fedfusion.reporting import card, page, plots, run_page, run_plots
+from fedfusion.reporting import card, page, plots, run_page, run_plots, run_warnings
 from fedfusion.reporting.run_page import count, mean
 from fedfusion.reporting.tables import fitting
 from fedfusion.types import FedfusionError
@@ -28,22 +28,23 @@ def make(run_dir: Path) -> None:
     drawn = run_plots.drawn(metrics)
     for plot in drawn:
         plots.save(plot.figure, run_dir / "plots" / plot.name)
-    table, said = rows(metrics), notes(results)
+    table = rows(metrics)
     labels = [label for label, _ in run_plots.stages(metrics).values()]
-    with page.writing(run_dir / "adapter" / "README.md"):
-        (run_dir / "adapter" / "README.md").write_text(card.text(results, run_dir, labels, table, said))
+    if (run_dir / "adapter").is_dir():
+        with page.writing(run_dir / "adapter" / "README.md"):
+            (run_dir / "adapter" / "README.md").write_text(card.text(results, run_dir, labels, table, notes(results)))
     page.render(
         "report.html.j2",
         run_dir / "report.html",
         results=results,
         metrics=metrics,
         strategy=run_page.strategy(results["config"]),
-        answer=run_page.answer(metrics),
+        answer=run_page.answer(results),
         header=["task", *labels],
         rows=[[name, *cells] for name, cells in table],
         by_round=run_page.by_round(metrics),
-        notes=said,
-        warnings=run_page.warnings(results, run_dir / "run.log"),
+        notes=facts(results),
+        warnings=run_warnings.sentences(metrics["rounds"], run_dir / "run.log"),
         differences=run_page.differences(results),
         environment=run_page.environment(results),
         config_yaml=run_page.as_yaml(results["config"]),
@@ -61,7 +62,10 @@ def load(run_dir: Path) -> dict[str, Any]:
     """
     path = run_dir / "results.json"
     try:
-        return json.loads(path.read_text())
+        results = json.loads(path.read_text())
+        if not (isinstance(results, dict) and results.get("metrics") and results.get("config")):
+            raise ValueError("it holds no metrics, or no config")
+        return results
     except FileNotFoundError:
         if not run_dir.is_dir():
             raise FedfusionError(f"{run_dir} is no folder (give the folder of a finished run)") from None
@@ -99,6 +103,15 @@ def rows(metrics: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
 
 def notes(results: Mapping[str, Any]) -> list[str]:
     """What a reader of the table must know: what the uplink did, who attacked, who was dropped and why."""
+    said, rounds = facts(results), results["metrics"]["rounds"]
+    for fate, own in run_warnings.uploads(rounds).items():
+        said.append(f"{count(len(own), 'upload')} {fate}:")
+        said += [f"  round {upload.round}, client {upload.client}: {upload.why}" for upload in own]
+    return said + run_warnings.shortfalls(rounds)
+
+
+def facts(results: Mapping[str, Any]) -> list[str]:
+    """Who took part, what the uplink did to what they sent, and who attacked."""
     rounds = results["metrics"]["rounds"]
     last = rounds[-1]
     drawn, total = {client for record in rounds for client in record["clients"]}, results["metrics"]["num_clients"]
@@ -112,34 +125,21 @@ def notes(results: Mapping[str, Any]) -> list[str]:
     if last["nmse_db"] is not None:
         said.append(f"uplink NMSE in the last round {last['nmse_db']:.1f} dB")
     said += _uplink(last["uplink"])
-    if empty := [str(record["round"]) for record in rounds if not record["learnt"]]:
-        said.append(f"too little arrived in {count(len(empty), 'round')} ({', '.join(empty)}): the last model was kept")
     if generated := results["metrics"].get("rouge_l"):
         stages = dict.fromkeys(stage for scores in generated.values() for stage in scores)
         means = {stage: mean([s[stage] for s in generated.values() if stage in s]) for stage in stages}
         said.append("ROUGE-L of generated responses: " + ", ".join(f"{s} {value:.2f}" for s, value in means.items()))
-    said += _attack(results)
-    if unheard := last["unheard"]:
-        said.append(f"nothing is believed of task{'s' if len(unheard) > 1 else ''} {', '.join(unheard)}")
-    dropped = sum(len(record["dropped"]) for record in rounds)
-    if dropped:
-        said.append(f"{count(dropped, 'upload')} dropped:")
-        said += [f"  round {r['round']}, client {c}: {why}" for r in rounds for c, why in r["dropped"].items()]
-    if last["discarded_energy"] >= 0.001:
-        said.append(
-            f"the fused rank discards up to {last['discarded_energy']:.1%} of a layer's energy (see fused_rank)"
-        )
-    return said
+    return said + _attack(results)
 
 
 def _attack(results: Mapping[str, Any]) -> list[str]:
     """Who attacked and with what, how well they were told from the others, and what their trigger did."""
-    attack, parts = results["metrics"]["attack"], results["config"]["attack"]
+    attack = results["metrics"]["attack"]
     byzantine = attack["byzantine"]
     if not byzantine:
         return []
-    does = [part["_target_"].rpartition(".")[2] for part in (parts["data"], parts["upload"]) if part]
-    said = [f"{count(len(byzantine), 'Byzantine client')} ({', '.join(does)}): {', '.join(map(str, byzantine))}"]
+    does = ", ".join(run_page.attacks(results["config"]))
+    said = [f"{count(len(byzantine), 'Byzantine client')} ({does}): {', '.join(map(str, byzantine))}"]
     shares = {"honest uploads believed": "accepted_honest", "Byzantine ones refused": "refused_byzantine"}
     judged = [f"{attack[key]:.0%} of the {what}" for what, key in shares.items() if attack[key] is not None]
     said += ["by the guard " + ", ".join(judged)] if judged else []

@@ -1,35 +1,63 @@
 """What the page of a run says beside its table and plots."""
 
-import re
 import shlex
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from fedfusion.composition import CONF, SEARCHPATH, compose, groups, parse, searched
+from fedfusion.composition import CONF, ELSEWHERE, SEARCHPATH, compose, groups, parse, searched
 from fedfusion.reporting.run_plots import STAGES, final, stages
 from fedfusion.validation import ConfigErrors, flat
 
 NOTHING = "–"
-ELSEWHERE = ("run_dir", "trainings", "tracker", "federation", "push_to_hub")  # do not change what is computed
-MOST = 20  # sentences of the log
+MOST = 4  # entries of a list that are shown
 
 
-def answer(metrics: Mapping[str, Any]) -> str:
-    """How good the one model is, beside the base and beside what each device has for itself."""
-    last, means = final(metrics), metrics["mean"]
-    tasks = f"{count(len(metrics['tasks']), 'task')}"
-    said = (
-        f"The one model made of what all devices learned reaches a mean {metrics['measure']} of {means[last]:.3f} over "
-        f"{tasks}: {_apart(means[last], 'the base', means['base'])}"
-    )
+def answer(results: Mapping[str, Any]) -> str:
+    """How good the one model is, what lost it some of that on its way, and what devices have for themselves."""
+    metrics = results["metrics"]
+    last, means, shown = final(metrics), metrics["mean"], stages(metrics)
+    scores = {task: own[last]["accuracy"] for task, own in metrics["tasks"].items() if last in own}
+    worst = min(scores, key=scores.__getitem__)
+    gaps = [_apart(means[last], "the base", means["base"])]
+    if last == "realigned" and "control" in shown:
+        gaps.append(_apart(means[last], "the control, the same tune from the base alone", means["control"]))
     if means.get("single_task") is not None:
-        said += f", {_apart(means[last], 'the adapter of each device on its own task', means['single_task'])}"
-    if "personal" in stages(metrics):
-        said += f", and what a device goes on with reaches {means['personal']:.3f} on its own task"
-    return said + "."
+        gaps.append(_apart(means[last], "the adapter of each device on its own task", means["single_task"]))
+    said = [
+        f"The one model made of what all devices learned reaches a mean {metrics['measure']} of {means[last]:.3f} over "
+        f"{count(len(metrics['tasks']), 'task')}, and {scores[worst]:.3f} on the worst ({worst}): {', '.join(gaps)}.",
+        *_on_the_way(results),
+    ]
+    if "personal" in shown:
+        said.append(f"What a device goes on with reaches {means['personal']:.3f} on its own task.")
+    return " ".join(said)
+
+
+def _on_the_way(results: Mapping[str, Any]) -> list[str]:
+    """What uplink, attackers and guard did to the fused model, and who attacked."""
+    metrics, config = results["metrics"], results["config"]
+    hostile = metrics["attack"]["byzantine"]
+    who = f"{len(hostile)} of {count(metrics['num_clients'], 'client')} attacked ({', '.join(attacks(config))})"
+    if success := [own[final(metrics)] for own in metrics["attack"]["success"].values()]:
+        who += f", with a trigger that works on {sum(success) / len(success):.0%} of the samples"
+    if "fused_clean" not in stages(metrics):
+        return [f"{who}."] if hostile else []
+    clean, received = metrics["mean"]["fused_clean"], metrics["mean"]["fused_received"]
+    causes = ["the uplink"] * (_class(config["channel"]) != "Ideal") + ["the attack"] * bool(hostile)
+    causes += ["the guard"] * any(r.get("refused") or r.get("clipped") for r in metrics["rounds"])
+    causes = causes or ["what became of the uploads"]
+    what = " and ".join([", ".join(causes[:-1]), causes[-1]] if causes[1:] else causes)
+    gap = round(clean, 3) - round(received, 3)
+    cost = f"{gap:.3f}" if gap > 0.0005 else "nothing in the mean"
+    said = f"{what[0].upper()}{what[1:]} cost the fused model {cost} ({clean:.3f} without, {received:.3f} with)"
+    return [f"{said}; {who}." if hostile else f"{said}."]
+
+
+def attacks(config: Mapping[str, Any]) -> list[str]:
+    """What attackers do, to their data and to their uploads."""
+    return [_class(part) for part in (config["attack"]["data"], config["attack"]["upload"]) if part]
 
 
 def by_round(metrics: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -40,7 +68,7 @@ def by_round(metrics: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
         "clients": [str(len(r["clients"])) for r in records],
         "believed": [_number(r.get("believed"), "d") for r in records],
         "refused": [str(len(r.get("refused", ()))) for r in records],
-        "dropped": [str(len(r["dropped"])) for r in records],
+        "dropped": [str(len(r["dropped"]) - len(r.get("refused", ()))) for r in records],
         "train loss": [_number(r.get("train_loss"), ".3f") for r in records],
         **{STAGES[stage].label: [text(r["mean"].get(stage)) for r in records] for stage in shown},
         "NMSE (dB)": [_number(r["nmse_db"], ".1f") for r in records],
@@ -51,34 +79,6 @@ def by_round(metrics: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     kept = {name: cells for name, cells in columns.items() if not set(cells) <= {NOTHING, "0"}}
     rows = [[str(record["round"]), *(cells[i] for cells in kept.values())] for i, record in enumerate(records)]
     return ["round", *kept], rows
-
-
-def warnings(results: Mapping[str, Any], log: Path) -> list[str]:
-    """What a reader must not miss: uploads and rounds that were lost, and what the log warned of."""
-    metrics = results["metrics"]
-    records = metrics["rounds"]
-    said = []
-    lost: dict[str, list[tuple[str, str]]] = {}  # by the reason without its numbers
-    for record in records:
-        for client, why in record["dropped"].items():
-            whose = f"client {client} in round {record['round']}"
-            lost.setdefault(re.sub(r"[-+]?\d[\d.e+-]*", "", why), []).append((why, whose))
-    for drops in lost.values():
-        others = f" and {len(drops) - 6} more" if len(drops) > 6 else ""
-        whose, such = ", ".join(whose for _, whose in drops[:6]), ", the first of them" * (len(drops) > 1)
-        said.append(f"{count(len(drops), 'upload')} dropped{such}: {drops[0][0]} ({whose}{others}).")
-    if empty := [str(record["round"]) for record in records if not record["learnt"]]:
-        said.append(
-            f"Too little arrived in {count(len(empty), 'round')} ({', '.join(empty)}): the last model was kept."
-        )
-    if records[-1]["unheard"]:
-        said.append(f"Nothing is believed of {', '.join(records[-1]['unheard'])} in the last round.")
-    if (share := records[-1]["discarded_energy"]) >= 0.01:
-        said.append(f"The fused rank discards up to {share:.1%} of a layer's energy (raise fused_rank).")
-    logged = re.findall(r"^\S+ \S+ WARNING flwr: (.+)$", log.read_text(), re.MULTILINE) if log.is_file() else []
-    distinct = list(dict.fromkeys(logged))
-    more = [f"{len(distinct) - MOST} more warnings are in run.log."] if len(distinct) > MOST else []
-    return [*said, *distinct[:MOST], *more]
 
 
 def differences(results: Mapping[str, Any]) -> list[list[str]]:
@@ -101,13 +101,13 @@ def differences(results: Mapping[str, Any]) -> list[list[str]]:
     )
     if not theirs.get("suite.tasks"):  # all of the suite, which a run names
         theirs |= {key: ours[key] for key in ("suite.tasks",) if key in ours}
-    keys = [key for key in {**theirs, **ours} if repr(ours.get(key)) != repr(theirs.get(key))]
+    keys = [key for key in {**theirs, **ours} if _differ(ours.get(key), theirs.get(key))]
     keys.sort(key=lambda key: not key.endswith("_target_"))
     default = _defaults()
     options = [(override.key_or_group, str(override.value())) for override in chosen]
     return [
         *([key, default.get(key, NOTHING), name] for key, name in options if name != default.get(key)),
-        *([key.removesuffix("._target_"), _value(theirs, key), _value(ours, key)] for key in keys),
+        *([key.removesuffix("._target_"), *_values(key, theirs, ours)] for key in keys),
     ]
 
 
@@ -173,10 +173,23 @@ def _number(value: float | None, form: str) -> str:
     return NOTHING if value is None else format(value, form)
 
 
-def _value(leaves: Mapping[str, Any], key: str) -> str:
+def _differ(ours: Any, theirs: Any) -> bool:
+    """Whether two settings do; 20 is 20.0, but 1 is not true."""
+    return bool(ours != theirs) or isinstance(ours, bool) != isinstance(theirs, bool)
+
+
+def _values(key: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    """A setting of both, its lists in short where that keeps them apart."""
+    in_short = [_value(leaves, key, MOST) for leaves in (theirs, ours)]
+    return in_short if in_short[0] != in_short[1] else [_value(leaves, key) for leaves in (theirs, ours)]
+
+
+def _value(leaves: Mapping[str, Any], key: str, most: int | None = None) -> str:
     if key not in leaves:
         return NOTHING
     value = leaves[key]
+    if most is not None and isinstance(value, list) and len(value) > most:
+        return f"{len(value)} {key.rpartition('.')[2]}: {', '.join(map(str, value[:2]))}, ..."
     if key.endswith("_target_"):
         return str(value).rpartition(".")[2] if value else "none"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,11 +1,14 @@
 """The pictures of a run: each of them only where there is something to see."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import accumulate
+from math import isclose
 from typing import Any, NamedTuple
 
 from matplotlib.ticker import MaxNLocator
 
-from fedfusion.reporting import graph, plots
+from fedfusion.reporting import graph, plots, spectra
 from fedfusion.reporting.plots import INK, LOOKS, RULE, SINGLE, Plot
 
 Metrics = Mapping[str, Any]
@@ -56,8 +59,11 @@ COSTS = {
 def drawn(metrics: Metrics) -> list[Plot]:
     """All there is to see."""
     with plots.drawing():
-        found = [by_task(metrics), by_round(metrics), by_error(metrics), spectra(metrics)]
-        found.append(graph.relation(metrics["relation"]) if metrics.get("relation") else None)
+        found = [by_task(metrics), by_round(metrics), by_error(metrics)]
+        if metrics.get("spectra"):
+            found.append(_of_the_last(spectra.by_direction(metrics["spectra"]), metrics))
+        if metrics.get("relation"):
+            found.append(_of_the_last(graph.relation(metrics["relation"]), metrics))
         return [*(plot for plot in found if plot is not None), *by_cost(metrics)]
 
 
@@ -80,12 +86,13 @@ def by_task(metrics: Metrics) -> Plot:
     """Dots: every stage on every task, and the mean."""
     tasks = {task: {n: s["accuracy"] for n, s in scores.items()} for task, scores in metrics["tasks"].items()}
     rows, shown = [*tasks.items(), ("mean", metrics["mean"])], stages(metrics)
-    figure, (axes,) = plots.panels(SINGLE, 0.9 + 0.24 * len(rows))
+    row_height = max(0.24, 0.09 * len(shown))
+    figure, (axes,) = plots.panels(SINGLE, 0.9 + row_height * len(rows))
     for y, (_, scores) in enumerate(rows):
         found = [scores[stage] for stage in shown if scores.get(stage) is not None]
         axes.plot([min(found), max(found)], [y, y], color=RULE, linewidth=2, zorder=1)
     for i, (stage, (label, look)) in enumerate(shown.items()):
-        aside = 0.08 * (i - (len(shown) - 1) / 2)  # equal scores stay visible
+        aside = 0.8 * ((i + 0.5) / len(shown) - 0.5)  # equal scores stay visible
         dots = [(scores[stage], y + aside) for y, (_, scores) in enumerate(rows) if scores.get(stage) is not None]
         axes.plot(*zip(*dots, strict=True), label=label, zorder=2, **{**look, "linestyle": "none"})
     axes.set_yticks(range(len(rows)), [name for name, _ in rows])
@@ -135,26 +142,33 @@ def by_round(metrics: Metrics) -> Plot | None:
 
 
 def by_cost(metrics: Metrics) -> list[Plot]:
-    """Lines: the mean by what the uplink has taken so far, a plot for each cost that the channel knows."""
+    """Lines: the mean by what the uplink has taken so far, a plot for each cost that the channel knows.
+
+    A cost that is so much per second of air time would draw the same lines, and is only named.
+    """
     records, last = metrics["rounds"], final(metrics)
+    costs = {name: list(accumulate(taken)) for name in COSTS if any(taken := _taken(records, name))}
+    alike = [name for name in costs if name != "by_air_time" and _proportional(costs[name], costs.get("by_air_time"))]
     shown = [stage for stage in ("personal", "fused_received", "realigned") if stage in stages(metrics)]
     drawn = []
-    for name, (label, unit, of) in COSTS.items():
-        taken = [of(record) for record in records]
-        if None in taken or not any(taken):
+    for name, sofar in costs.items():
+        if name in alike:
             continue
-        sofar = _running(taken)
+        label, unit, _ = COSTS[name]
         figure, (axes,) = plots.panels(SINGLE, 2.3)
         for stage in shown:
             heights = [record["mean"].get(stage) for record in records]
             axes.plot(sofar, heights, label=STAGES[stage].label, **STAGES[stage].look)
         axes.set(xlabel=f"{label} ({unit})", ylabel=f"mean test {metrics['measure']}", xlim=(0, sofar[-1] * 1.05))
         axes.set_ylim(_limits(record["mean"].get(stage) for record in records for stage in shown))
-        axes.ticklabel_format(axis="x", scilimits=(-2, 4), useMathText=True)
+        axes.ticklabel_format(axis="x", scilimits=(-2, 4))
         figure.legend(loc="outside upper center", ncols=len(shown), columnspacing=1.2)
         finding = f"The {STAGES[last].label} model has {records[-1]['mean'][last]:.3f} after {sofar[-1]:.3g} {unit}"
         if len(records) > 1:
             finding += f", and {records[0]['mean'][last]:.3f} after the {sofar[0]:.3g} {unit} of the first round"
+        if name == "by_air_time" and alike:
+            others = [f"{COSTS[n].label} ({costs[n][-1]:.3g} {COSTS[n].unit} in all)" for n in alike]
+            finding += f"; by {' or '.join(others)} the lines are the same"
         drawn.append(Plot(name, f"Mean {metrics['measure']} by {label}", f"{finding}.", figure))
     return drawn
 
@@ -175,57 +189,32 @@ def by_error(metrics: Metrics) -> Plot | None:
     axes.set(xlabel="round", ylabel="NMSE (dB)")
     axes.margins(y=0.12)
     figure.legend(loc="outside upper center", ncols=2)
-    last = {name: next(v for v in reversed(values) if v is not None) for name, values in found.items()}
-    finding = "Error relative to the power of the change, in the last round: " + ", ".join(
-        f"{name} {value:.1f} dB" for name, value in last.items()
-    )
+    said = []
+    for name, values in found.items():
+        last = max(i for i, value in enumerate(values) if value is not None)
+        when = f" in round {rounds[last]}, the last that has one" if last < len(rounds) - 1 else ""
+        said.append(f"{name} {values[last]:.1f} dB{when}")
+    finding = f"Error relative to the power of the change, in the last round: {', '.join(said)}"
     return Plot("by_error", "Error of what arrives", f"{finding}; at 0 dB error and change are equally strong.", figure)
 
 
-def spectra(metrics: Metrics) -> Plot | None:
-    """Lines: the energy of the singular values of the changes, of each task and of the fused model."""
-    found: Mapping[str, Sequence[float]] = metrics.get("spectra") or {}
-    if not found:
-        return None
-    tasks = [name for name in found if name != "fused"]
-    figure, (axes,) = plots.panels(SINGLE, 2.5)
-    needed = {name: _enough(shares) for name, shares in found.items()}
-    distinct = len(tasks) < len(LOOKS)  # else all tasks look alike
-    looks = {task: LOOKS[1:][i] if distinct else LOOKS[7] for i, task in enumerate(tasks)} | {"fused": LOOKS[0]}
-    names = {task: task if distinct else "each task" for task in tasks} | {"fused": "fused"}
-    for name, look in looks.items():
-        label = names[name] if distinct or name in ("fused", tasks[0]) else None
-        width, at = 1.6 if name == "fused" else 0.8, [needed[name] - 1]
-        axes.plot(
-            range(1, len(found[name]) + 1), _running(found[name]), label=label, markevery=at, linewidth=width, **look
-        )
-    axes.axhline(0.9, color=INK, linewidth=0.6, linestyle=":")
-    axes.set(xlabel="directions, the strongest first", ylabel="share of the energy", ylim=(0, 1.03))
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter("{x:g}")
-    figure.legend(loc="outside upper center", ncols=2, columnspacing=1.2)
-    finding = f"Ninety per cent of the energy of the fused change is in {_directions(needed['fused'])}"
-    if tasks:
-        low, high = min(needed[task] for task in tasks), max(needed[task] for task in tasks)
-        finding += f", of the change of one task in {low}" + (f" to {high}" if high > low else "")
-    return Plot("spectra", "How many directions the changes have", f"{finding} (mean over the layers).", figure)
+def _of_the_last(plot: Plot, metrics: Metrics) -> Plot:
+    """What is known of the last round alone, said where the adapter is that of another one."""
+    last, kept = len(metrics["rounds"]), metrics.get("kept_round", len(metrics["rounds"]))
+    said = f" It is of round {last}, the last; the adapter that is kept is of round {kept}." if kept < last else ""
+    return replace(plot, finding=plot.finding + said)
 
 
-def _directions(number: int) -> str:
-    return f"{number} direction{'s' if number != 1 else ''} of a layer"
+def _taken(records: Sequence[Mapping[str, Any]], name: str) -> list[float]:
+    """What each round took; nothing where not all of them are known."""
+    taken = [COSTS[name].of(record) for record in records]
+    return [] if None in taken else [cost or 0.0 for cost in taken]
 
 
-def _enough(shares: Sequence[float]) -> int:
-    """How many directions hold nine tenths of the energy."""
-    return sum(total < 0.9 - 1e-9 for total in _running(shares)) + 1
-
-
-def _running(values: Iterable[float | None]) -> list[float]:
-    total, sums = 0.0, []
-    for value in values:
-        total += value or 0.0
-        sums.append(total)
-    return sums
+def _proportional(ours: Sequence[float], theirs: Sequence[float] | None) -> bool:
+    return theirs is not None and all(
+        isclose(one * theirs[-1], other * ours[-1], rel_tol=1e-6) for one, other in zip(ours, theirs, strict=True)
+    )
 
 
 def _limits(values: Iterable[float | None]) -> tuple[float, float]:

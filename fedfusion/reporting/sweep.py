@@ -11,7 +11,7 @@ from rich.table import Table
 
 from fedfusion.reporting import heat_maps, page, plots, sweep_plots
 from fedfusion.reporting.figures import figures, in_short, measured, row
-from fedfusion.reporting.findings import NOT_YET, answer, failures, question
+from fedfusion.reporting.findings import NOT_YET, ONE_SEED, answer, failures, question
 from fedfusion.reporting.sweep_tables import Grid, legend, over_seeds, reading, tables
 from fedfusion.reporting.tables import fitting
 from fedfusion.types import FedfusionError
@@ -95,9 +95,7 @@ def warnings(facts: Mapping[str, Any]) -> list[str]:
     if failed := len(lost) - open_yet:
         said.append(f"{failed} of {cells} cells failed; means are over those that did not.")
     if facts["points"] and all(point["runs"] == 1 for point in facts["points"]):
-        said.append(
-            "One seed: there are no intervals, and small differences may be chance (sweep seed=0,1,2 has them)."
-        )
+        said.append(ONE_SEED)
     return said
 
 

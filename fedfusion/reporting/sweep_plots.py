@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from fedfusion.reporting import page, plots
 from fedfusion.reporting.figures import COSTS, mean, number, unique
-from fedfusion.reporting.findings import UNITS, amount, highest, label, stages, text
+from fedfusion.reporting.findings import UNITS, amount, hardest, label, measure, stages, text
 from fedfusion.reporting.run_plots import STAGES
 
 PER_ROW = 3  # panels
@@ -48,9 +48,10 @@ def by_budget(facts: Mapping[str, Any], name: str) -> plots.Plot:
         panels[0].set_xticks(budgets, [f"{x:g}" for x in budgets])
     low, high = limits(facts["points"], shown)
     panels[0].set_ylim(low, high)
-    frame(panels, len(attacks), columns, label(facts["budget"]), f"accuracy, {name}{' task' * (name == 'worst')}")
+    scored = measure(facts["cells"])
+    frame(panels, len(attacks), columns, label(facts["budget"]), f"{scored}, {name}{' task' * (name == 'worst')}")
     legend(figure, panels[0])
-    what = "Accuracy on the worst task" if name == "worst" else "Mean accuracy over tasks"
+    what = f"{scored.capitalize()} on the worst task" if name == "worst" else f"Mean {scored} over tasks"
     return plots.Plot(
         name, f"{what} by {label(facts['budget'])}", f"{_ends(facts, name)} {_reading(facts, low)}", figure
     )
@@ -61,7 +62,7 @@ def nmse(facts: Mapping[str, Any], axis: str) -> plots.Plot:
     levels = nmse_levels(facts, axis)
     figure, (axes,) = plots.panels(plots.SINGLE, 2.6)
     for (line, level), look in zip(levels.items(), looks(list(levels)).values(), strict=True):
-        axes.plot(list(level), list(level.values()), label=line or "all", **look)
+        axes.plot(list(level), list(level.values()), label=plots.named(line) or "all", **look)
     known = [value for level in levels.values() for value in level.values()]
     spare = max(0.2, (LEAST_SPAN_DB - (max(known) - min(known))) / 2)
     axes.set(xlabel=axis, ylabel=UNITS["nmse_db"], ylim=(min(known) - spare, max(known) + spare))
@@ -74,7 +75,7 @@ def nmse(facts: Mapping[str, Any], axis: str) -> plots.Plot:
 
 
 def cost(facts: Mapping[str, Any], name: str) -> plots.Plot:
-    """Mean accuracy by a cost of the uplink, and the front that no point beats in both."""
+    """The mean score by a cost of the uplink, and the front that no point beats in both."""
     lines, stage = unique(point["line"] for point in facts["points"]), stages(facts)[-1]
     points = [point for point in facts["points"] if point[name] is not None]
     best = front([(point[name], point["mean"][stage]) for point in points])
@@ -83,20 +84,23 @@ def cost(facts: Mapping[str, Any], name: str) -> plots.Plot:
     for line, look in looks(lines).items():
         own = [(point[name], point["mean"][stage]) for point in points if point["line"] == line]
         if own:
-            axes.plot(*zip(*own, strict=True), label=line or "all", **look | {"linestyle": ""})
+            axes.plot(*zip(*own, strict=True), label=plots.named(line) or "all", **look | {"linestyle": ""})
     costs = [point[name] for point in points]
     if min(costs) > 0 and max(costs) > 20 * min(costs):
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("")
     else:
-        axes.ticklabel_format(axis="x", scilimits=(-2, 4), useMathText=True)
-    axes.set(xlabel=UNITS[name], ylabel="mean accuracy over tasks")
+        axes.ticklabel_format(axis="x", scilimits=(-2, 4))
+    scored = measure(facts["cells"])
+    axes.set(xlabel=UNITS[name], ylabel=f"mean {scored} over tasks")
     legend(figure, axes)
     (least, cheap), (most, top) = best[0], best[-1]
     unit = COSTS[name].unit
     more = f"the best {text(top)} for {amount(most)} {unit}" if len(best) > 1 else "and none is better"
-    said = f"The cheapest point has an accuracy of {text(cheap)} for {amount(least)} {unit}, {more}. "
+    said = f"The cheapest point has an {scored} of {text(cheap)} for {amount(least)} {unit}, {more}. "
     said += "All rounds together; dashed: the front, left of and above which there is no point."
-    return plots.Plot(f"by-{page.anchor(name)}", f"Mean accuracy by {COSTS[name].label}", said, figure)
+    return plots.Plot(f"by-{page.anchor(name)}", f"Mean {scored} by {COSTS[name].label}", said, figure)
 
 
 def _lines(axes: Axes, points: Points, lines: Sequence[str], name: str, stage: str) -> None:
@@ -105,7 +109,7 @@ def _lines(axes: Axes, points: Points, lines: Sequence[str], name: str, stage: s
     for line, look in looks(lines).items():
         own = [point for point in points if point["line"] == line]
         budgets = [point["budget"] for point in own]
-        axes.plot(budgets, [point[name][stage] for point in own], label=line or "all", **look)
+        axes.plot(budgets, [point[name][stage] for point in own], label=plots.named(line) or "all", **look)
         low, high = ([point["range"][name][stage][end] for point in own] for end in (0, 1))
         axes.fill_between(budgets, low, high, color=look["color"], alpha=0.15, linewidth=0)
         references = [
@@ -217,8 +221,8 @@ def _varies(values: Sequence[float | None]) -> bool:
 
 
 def _ends(facts: Mapping[str, Any], name: str) -> str:
-    """Best and worst line at the highest budget, by attack, and what there is without an attack."""
-    stage, budget, parts = stages(facts)[-1], highest(facts), []
+    """Best and worst line at the hardest budget, by attack, and what there is without an attack."""
+    stage, budget, parts = stages(facts)[-1], hardest(facts), []
     here = [point for point in facts["points"] if point["budget"] == budget]
     for attack in unique(point["attack"] for point in here):
         scores = sorted(((p[name][stage], p["line"]) for p in here if p["attack"] == attack), reverse=True)

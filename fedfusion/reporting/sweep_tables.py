@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedfusion.reporting.figures import MARGIN, UNDEFENDED, UPLINK
-from fedfusion.reporting.findings import UNITS, amount, failures, label, spread, stages, text
+from fedfusion.reporting.figures import MARGIN, UNDEFENDED, UPLINK, milder_first
+from fedfusion.reporting.findings import UNITS, amount, failures, label, measure, spread, stages, text
 from fedfusion.reporting.run_plots import STAGES
 
 NOTHING = "–"
@@ -13,7 +13,7 @@ Grid = tuple[str, list[str], list[list[str]]]  # title, header, rows; the first 
 
 
 def tables(facts: Mapping[str, Any]) -> list[Grid]:
-    """Accuracy on the worst task, one table per attack and stage; a column without a number is left out."""
+    """The score of the worst task, one table per attack and stage; a column without a number is left out."""
     found = []
     for attack in dict.fromkeys(line["attack"] for line in facts["lines"]):
         points = [point for point in facts["points"] if point["attack"] == attack]
@@ -23,7 +23,7 @@ def tables(facts: Mapping[str, Any]) -> list[Grid]:
             worst = {(p["line"], p["budget"]): p["worst"].get(stage) for p in points}
             columns = {f"{x:g}": [text(worst.get((line["line"], x))) for line in lines] for x in budgets}
             columns |= {
-                "breaks at": [_breakdown(line, stage, budgets) for line in lines],
+                "breaks at": [_breakdown(line, stage, milder_first(facts["budget"], budgets)) for line in lines],
                 "cost": [text(line["no_attack_cost"].get(stage)) for line in lines],
                 "success": [text(line["success"].get(stage)) for line in lines],
                 "honest in": [text(line["accepted_honest"]) for line in lines],
@@ -65,10 +65,12 @@ def legend(facts: Mapping[str, Any]) -> list[str]:
 
 def reading(facts: Mapping[str, Any]) -> list[str]:
     """What the columns of the tables are."""
+    scored, rising = measure(facts["cells"]), milder_first(facts["budget"], (0, 1)) == [0, 1]
     said = [
-        f"Accuracy on the worst task, mean over seeds. breaks at: the least budget at which it is more than "
-        f"{100 * MARGIN:.0f} points below that of the undefended run without attack, > where the sweep has none. "
-        "cost: what the defence loses of the mean accuracy over tasks without an attack, against the undefended run. "
+        f"{scored.capitalize()} on the worst task, mean over seeds. breaks at: the "
+        f"{'least budget' if rising else 'highest SNR'} at which it is more than {100 * MARGIN:.0f} points below that "
+        f"of the undefended run without attack, {'>' if rising else '<'} where the sweep has none. "
+        f"cost: what the defence loses of the mean {scored} over tasks without an attack, against the undefended run. "
         f"Undefended is defence={UNDEFENDED}, or, where no defence is swept, the setting itself."
     ]
     if any(point["attacked"] for point in facts["points"]):
@@ -97,4 +99,5 @@ def _breakdown(line: Mapping[str, Any], stage: str, budgets: Sequence[float]) ->
     if not line["comparable"]:
         return NOTHING
     point = line["breakdown"][stage]
-    return f">{budgets[-1]:g}" if point is None else f"{point:g}"
+    beyond = "<" if budgets[0] > budgets[-1] else ">"
+    return f"{beyond}{budgets[-1]:g}" if point is None else f"{point:g}"

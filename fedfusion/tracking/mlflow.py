@@ -59,9 +59,7 @@ class _Run:
         from mlflow.entities import Param
 
         self.client = MlflowClient(settings.uri or f"sqlite:///{run_dir / 'mlflow.db'}")
-        experiment = self.client.get_experiment_by_name(settings.experiment)
-        artifacts = None if settings.uri else (run_dir / "mlflow").as_uri()
-        home = experiment.experiment_id if experiment else self.client.create_experiment(settings.experiment, artifacts)
+        home = self._experiment(settings.experiment, None if settings.uri else (run_dir / "mlflow").as_uri())
         found = self.client.search_runs([home], f"tags.`{TAG}` = '{identity(run_dir)}'")
         if found:
             self.id = found[0].info.run_id
@@ -71,6 +69,20 @@ class _Run:
         params = [Param(_name(key), str(value)) for key, value in flat(config).items()]
         for start in range(0, len(params), MOST_PARAMS):
             self.client.log_batch(self.id, params=params[start : start + MOST_PARAMS])
+
+    def _experiment(self, name: str, artifacts: str | None) -> str:
+        """The id of an experiment, which is made where there is none."""
+        from mlflow.exceptions import MlflowException
+
+        found = self.client.get_experiment_by_name(name)
+        if found is None:
+            try:
+                return str(self.client.create_experiment(name, artifacts))
+            except MlflowException:  # another run has made it meanwhile
+                found = self.client.get_experiment_by_name(name)
+                if found is None:
+                    raise
+        return str(found.experiment_id)
 
     def last_round(self) -> int:
         return max((metric.step for metric in self.client.get_metric_history(self.id, "train_loss")), default=0)

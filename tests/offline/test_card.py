@@ -37,8 +37,15 @@ def facts(**changes):
 
 def test_the_hub_reads_the_metadata_whatever_the_base_is_called():
     data = ModelCard(card.text(facts(base="owner/base-1"), TaskArithmetic())).data.to_dict()
-    assert data["library_name"] == "peft" and data["base_model"] == "owner/base-1" and {"lora", "merge"} < {*data["tags"]}
-    for no_name in ("/models/base: 'one'", "", "/models/gpt2", "vit-glyphs"):  # the hub refuses a card that names what cannot be there
+    assert (
+        data["library_name"] == "peft" and data["base_model"] == "owner/base-1" and {"lora", "merge"} < {*data["tags"]}
+    )
+    for no_name in (
+        "/models/base: 'one'",
+        "",
+        "/models/gpt2",
+        "vit-glyphs",
+    ):  # the hub refuses a card that names what cannot be there
         page = card.text(facts(base=no_name), TaskArithmetic())
         assert "base_model" not in ModelCard(page).data.to_dict() and ("base: 'one'" in page) == ("one" in no_name)
 

@@ -149,8 +149,8 @@ def test_a_prompt_is_not_called_a_lora(tmp_path):
     "path, named, line",
     [
         ("owner/base", "owner/base", "location = PeftConfig.from_pretrained(adapter).base_model_name_or_path"),
-        ("/models/my base", None, "location = PeftConfig.from_pretrained(adapter).base_model_name_or_path"),
-        ("vit-glyphs", "vit-glyphs", 'location = locate("vit-glyphs")'),
+        ("/home/me/models/gpt2", None, "location = PeftConfig.from_pretrained(adapter).base_model_name_or_path"),
+        ("vit-glyphs", None, 'location = locate("vit-glyphs")'),
     ],
 )
 def test_the_base_is_found_by_whoever_has_the_card(tmp_path, path, named, line):

@@ -25,7 +25,7 @@ def write(folder, seed, *accuracies, fusion="ties", realigned=None, **config):
     for record in rounds:
         record |= {"nmse_db": None, "uplink": {"clients": {}, "mean": {}, "duration_s": None}}
     attack = {"byzantine": [], "accepted_honest": 1.0, "refused_byzantine": None, "success": {}}
-    metrics = {"num_clients": 4, "attack": attack, "rounds": rounds, **summed(accuracies)}
+    metrics = {"measure": "accuracy", "num_clients": 4, "attack": attack, "rounds": rounds, **summed(accuracies)}
     facts = {
         "seed": seed,
         "metrics": metrics,
@@ -81,7 +81,44 @@ def test_single_runs_have_differences_without_intervals(four):
     assert header == ["", "A", "B", "B − A"] and ["mean, fused received", "0.650", "0.700", "0.050"] in rows
     assert found.answer == (
         "Accuracy, mean, fused received: B is 0.050 above A. Accuracy, worst task, fused received: B is 0.040 above A."
+        " One seed: there are no intervals, and small differences may be chance (sweep seed=0,1,2 has them)."
     )
+
+
+def test_equal_runs_are_as_much_as_each_other(tmp_path):
+    one, two = write(tmp_path / "a", 0, 0.5, 0.6), write(tmp_path / "b", 0, 0.5, 0.6, fusion="tsv")
+    assert "Accuracy, mean, fused received: B is as much as A." in compare_runs.compare([one, two]).answer
+
+
+def test_the_interval_of_a_cost_is_of_amounts(four):
+    for i, folder in enumerate(four):
+        facts = json.loads((folder / "results.json").read_text()) | {"wall_time_s": (2e-4, 3e-4, 5e-4, 6e-4)[i]}
+        (folder / "results.json").write_text(json.dumps(facts))
+    ((_, _, rows),) = compare_runs.compare(four).tables
+    table = {row[0]: row[1:] for row in rows}
+    assert table["wall time (s)"][:3] == ["0.00025", "0.00055", "0.0003"]
+    assert table["wall time (s)"][3].endswith(" to 0.00157")
+
+
+def test_costs_are_amounts_and_what_is_measured_is_named(tmp_path):
+    folders = [write(tmp_path / "a", 0, 0.5, 0.6), write(tmp_path / "b", 0, 0.5, 0.7, fusion="tsv")]
+    for folder, energy in zip(folders, (0.000573, 0.000101), strict=True):
+        facts = json.loads((folder / "results.json").read_text())
+        facts["metrics"]["measure"] = "exact match"
+        facts["wall_time_s"] = 12345.6
+        for record in facts["metrics"]["rounds"]:
+            record["uplink"]["clients"] = {"0": {"energy_j": energy}}
+        (folder / "results.json").write_text(json.dumps(facts))
+    found = compare_runs.compare(folders)
+    ((_, _, rows),) = found.tables
+    table = {row[0]: row[1:] for row in rows}
+    assert table["transmit energy (J)"] == ["0.00115", "0.000202", "-0.000944"]
+    assert table["wall time (s)"] == ["12,346", "12,346", "0"]
+    assert found.answer.startswith("Exact match, mean") and [p.title for p in found.plots] == [
+        "Exact match by round", "Exact match by task",
+    ]  # fmt: skip
+    assert found.plots[0].figure.axes[0].get_ylabel() == found.plots[1].figure.axes[0].get_xlabel()
+    assert found.plots[1].figure.axes[0].get_xlabel() == "exact match, fused received"
 
 
 def test_less_is_said_to_be_less(four):

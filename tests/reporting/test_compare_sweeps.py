@@ -54,6 +54,15 @@ def test_the_plots_lie_over_each_other(two):
     assert worst.finding.startswith("Highest at share of Byzantine clients 0.45 — A: task_aware under alie 0.882; B: ")
 
 
+def test_what_is_measured_is_named(two):
+    for facts in two.values():
+        for cell in facts["cells"]:
+            cell["measure"] = "exact match"
+    worst, mean = compare_sweeps.compare(two).plots
+    assert worst.title.startswith("Exact match on the worst task by ") and mean.title.startswith("Mean exact match ")
+    assert worst.figure.axes[0].get_ylabel() == "exact match, worst task"
+
+
 def test_a_point_that_one_lacks_is_left_out_of_the_differences(two):
     for cell in two[B]["cells"]:
         if cell["point"]["defence"] == "krum":

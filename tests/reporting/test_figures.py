@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from fedfusion.reporting import figures as report
-from fedfusion.reporting.sweep_tables import legend
+from fedfusion.reporting.sweep_tables import legend, tables
 
 
 def cell(
@@ -144,6 +144,24 @@ def test_a_jammer_is_compared_at_its_own_power():
     assert facts["lines"][0]["attack"] == "alie" and facts["lines"][0]["breakdown"]["fused_received"] == 20.0
 
 
+def test_less_of_an_snr_is_harder():
+    worst = {"20": (0.8, 0.79), "10": (0.7, 0.66), "0": (0.6, 0.4)}
+    cells = [
+        cell(score, attack=attack, byzantine=hostile) | {"point": {"attack": attack, "channel.snr_db": snr}}
+        for snr, (clean, attacked) in worst.items()
+        for attack, score, hostile in (("none", clean, ()), ("alie", attacked, (0, 1)))
+    ]
+    facts = with_figures(cells)
+    assert facts["lines"][0]["breakdown"]["fused_received"] == 10.0
+    (_, header, rows), *_ = tables(facts)
+    assert rows[0][header.index("breaks at")] == "10"
+    assert "breaks at: the highest SNR at which" in legend(facts)[0] and "< where the sweep" in legend(facts)[0]
+    for one in cells:
+        one["worst"]["fused_received"] = one["worst"]["realigned"] = 0.8
+    (_, header, rows), *_ = tables(with_figures(cells))
+    assert rows[0][header.index("breaks at")] == "<0"
+
+
 def test_without_numbers_the_budget_is_the_share_of_byzantine_clients():
     cells = [
         cell(worst, attack=attack, byzantine=byzantine) | {"point": {"attack": attack, "seed": seed}}
@@ -188,6 +206,7 @@ def test_what_is_kept_of_a_run():
         "silent": {"fused_received": {"accuracy": 0.9}},
     }
     metrics = {
+        "measure": "exact match",
         "num_clients": 8,
         "tasks": scores,
         "mean": {"fused_received": 0.63, "single_task": 0.65},
@@ -202,7 +221,9 @@ def test_what_is_kept_of_a_run():
     found = report.measured({"metrics": metrics, "wall_time_s": 3.0})
     assert found["over_single_task"]["fused_received"] == pytest.approx((0.5 + 1.2) / 2)
     assert found["success"]["fused_received"] == pytest.approx(0.3)
-    assert found["byzantine"] == [2, 5] and found["worst"] == {"fused_received": 0.4}
+    assert (
+        found["measure"] == "exact match" and found["byzantine"] == [2, 5] and found["worst"] == {"fused_received": 0.4}
+    )
     assert (found["accepted_honest"], found["refused_byzantine"]) == (1.0, 0.5)
     row = report.row(cell(0.7) | found)
     assert row["num_byzantine"] == 2 and row["worst_fused_received"] == 0.4
@@ -280,7 +301,15 @@ def record(nmse_db, clients, bler=None, duration_s=None):
 
 def results(*rounds):
     attack = {"byzantine": [], "accepted_honest": 1.0, "refused_byzantine": None, "success": {}}
-    metrics = {"num_clients": 2, "tasks": {}, "mean": {}, "worst": {}, "attack": attack, "rounds": list(rounds)}
+    metrics = {
+        "measure": "accuracy",
+        "num_clients": 2,
+        "tasks": {},
+        "mean": {},
+        "worst": {},
+        "attack": attack,
+        "rounds": list(rounds),
+    }
     return {"metrics": metrics, "wall_time_s": 1.0}
 
 

@@ -85,11 +85,28 @@ def test_one_line_alone():
     )
 
 
+def test_what_is_measured_is_named_and_of_old_sweeps_it_is_accuracy():
+    facts = grids.budget()
+    assert findings.measure(facts["cells"]) == "accuracy" and "accuracy" in findings.answer(facts)
+    for cell in facts["cells"]:
+        cell["measure"] = "exact match"
+    assert "keeps the worst task best: exact match 0.8" in findings.answer(facts)
+    facts["cells"][0]["measure"] = "accuracy"
+    assert findings.measure(facts["cells"]) == "accuracy or exact match"
+    assert findings.measure([]) == "accuracy"
+
+
+def test_equal_scores_are_as_much_as_each_other():
+    assert findings.apart({"0": 0.5}, {"0": 0.5004}, "A") == "as much as A"
+    assert findings.apart({"0": 0.499}, {"0": 0.5}, "A") == "0.001 below A"
+    assert findings.apart({"0": 0.5, "1": 0.6}, {"0": 0.5, "1": 0.6}, "A").startswith("as much as A (0.000 to 0.000")
+
+
 def test_the_hardest_snr_is_the_lowest():
     facts = grids.sweep(
         {"channel.snr_db": ["0", "20"], "fusion": ["a", "b"]}, lambda p: float(p["channel.snr_db"]) / 30
     )
-    assert findings.highest(facts) == 0.0 and findings.answer(facts).startswith("At channel.snr_db=0, fusion=a")
+    assert findings.hardest(facts) == 0.0 and findings.answer(facts).startswith("At channel.snr_db=0, fusion=a")
 
 
 def test_nothing_finished_is_no_answer():

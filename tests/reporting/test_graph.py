@@ -23,7 +23,8 @@ def test_nodes_of_a_task_are_neighbours_in_one_colour_and_weights_are_widths():
     assert colours[0] == colours[1] != colours[2] == colours[3]
     (edges,) = axes.collections
     widths = sorted(edges.get_linewidths())
-    assert len(widths) == 3 and widths[0] < widths[1] == widths[2]
+    assert len(widths) == 3 and widths[1] == widths[2]
+    assert widths[0] / widths[1] == pytest.approx(0.5)
 
 
 def test_it_says_how_strongly_clients_of_the_same_and_of_other_tasks_pull():

@@ -14,7 +14,7 @@ def texts(plot):
     return {(round(t.get_position()[1] - 0.5), round(t.get_position()[0] - 0.5)): t.get_text() for t in axes.texts}
 
 
-def test_of_three_keys_the_budget_is_at_its_highest():
+def test_of_three_keys_the_budget_is_at_its_hardest():
     (plot,) = heat_maps.pictures(grids.budget(attacks=("ipm", "alie")))
     (axes,) = plot.figure.axes
     assert plot.name == "heat-defence-attack"

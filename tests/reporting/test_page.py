@@ -1,3 +1,5 @@
+import errno
+import os
 import re
 
 import pages
@@ -64,10 +66,17 @@ def test_what_a_template_names_must_be_given_and_the_file_must_be_writable(tmp_p
         page.render("report.html.j2", tmp_path / "x.html")
     (tmp_path / "file").write_text("")
     with (
-        pytest.raises(FedfusionError, match=r"cannot write .*/file/x.html: Not a directory \(make its folder writable"),
+        pytest.raises(FedfusionError, match=r"cannot write .*/file/x.html: Not a directory$"),
         page.writing(tmp_path / "file" / "x.html"),
     ):
         (tmp_path / "file" / "x.html").write_text("x")
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
+def test_a_folder_that_forbids_it_is_to_be_made_writable(tmp_path, number):
+    said = rf"cannot write .*x.html: {os.strerror(number)} \(make its folder writable"
+    with pytest.raises(FedfusionError, match=said), page.writing(tmp_path / "x.html"):
+        raise OSError(number, os.strerror(number))
 
 
 def test_an_anchor_is_made_of_the_words_of_its_title():

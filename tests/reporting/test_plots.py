@@ -75,3 +75,25 @@ def test_a_folder_that_cannot_be_written_is_said_in_a_sentence(tmp_path):
     (tmp_path / "plots").write_text("in the way")
     with pytest.raises(FedfusionError, match=r"cannot write .*plots/x: File exists"):
         plots.save(example().figure, tmp_path / "plots" / "x")
+
+
+def test_names_are_drawn_as_they_are_written_and_a_legend_leaves_out_none():
+    name = r"_hid$\frac$"
+    with plots.drawing():
+        figure, (axes,) = plots.panels(plots.SINGLE, 2.0)
+        axes.plot([0, 1], [0, 1], label=plots.named(name))
+        axes.set_xticks([0, 1], [name, name])
+        figure.legend(loc="outside upper center")
+    assert plots.Plot("odd", "Odd", "1", figure).svg
+    assert [text.get_text().strip() for text in figure.legends[0].get_texts()] == [name]
+    assert plots.named("plain") == "plain"
+
+
+def test_labels_keep_inside_at_the_resolution_they_are_printed_in(tmp_path):
+    with plots.drawing():
+        figure, (axes,) = plots.panels(plots.SINGLE, 2.0)
+        axes.set_yticks([0, 1], ["occluded-quarters", "inverted-strokes"])
+    plots.Plot("labels", "Labels", "1", figure)
+    plots.save(figure, tmp_path / "labels")
+    shown = np.asarray(Image.open(tmp_path / "labels.png").convert("L"))
+    assert (shown[:, 0] == 255).all() and shown.min() < 100

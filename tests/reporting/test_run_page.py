@@ -15,7 +15,20 @@ def record(server_round, dropped=None, **last):
 
 def metrics(*records, **means):
     tasks = {"a": {stage: {"accuracy": value} for stage, value in (MEANS | means).items()}}
-    return {"measure": "accuracy", "tasks": tasks, "mean": MEANS | means, "rounds": list(records) or [record(1)]}
+    return {
+        "measure": "accuracy",
+        "num_clients": 4,
+        "tasks": tasks,
+        "mean": MEANS | means,
+        "rounds": list(records) or [record(1)],
+        "attack": {"byzantine": [], "accepted_honest": 1.0, "refused_byzantine": None, "success": {}},
+    }
+
+
+def answer(facts, channel="Awgn", upload=None, data=None, **attack):
+    does = {"upload": upload and {"_target_": f"x.{upload}"}, "data": data and {"_target_": f"x.{data}"}}
+    config = {"channel": {"_target_": f"x.{channel}"}, "attack": does}
+    return run_page.answer({"metrics": facts | {"attack": facts["attack"] | attack}, "config": config})
 
 
 def found(*overrides, command=True):
@@ -28,16 +41,38 @@ def found(*overrides, command=True):
     )
 
 
-def test_the_answer_is_one_sentence_with_every_distance():
-    assert run_page.answer(metrics()) == (
-        "The one model made of what all devices learned reaches a mean accuracy of 0.700 over 1 task: 0.200 above the "
-        "base (0.500), 0.200 below the adapter of each device on its own task (0.900), and what a device goes on with "
-        "reaches 0.850 on its own task."
+def test_the_answer_has_every_distance_and_the_worst_task():
+    assert answer(metrics()) == (
+        "The one model made of what all devices learned reaches a mean accuracy of 0.700 over 1 task, and 0.700 on the "
+        "worst (a): 0.200 above the base (0.500), 0.200 below the adapter of each device on its own task (0.900). What "
+        "a device goes on with reaches 0.850 on its own task."
     )
-    assert "as much as the base (0.500)" in run_page.answer(metrics(realigned=0.5002))
+    assert "as much as the base (0.500)" in answer(metrics(realigned=0.5002))
+    assert "0.040 above the control, the same tune from the base alone (0.660)" in answer(metrics(control=0.66))
     silent = metrics()
     del silent["mean"]["single_task"], silent["tasks"]["a"]["personal"], silent["mean"]["personal"]
-    assert run_page.answer(silent).endswith("0.200 above the base (0.500).")
+    assert answer(silent).endswith("0.200 above the base (0.500).")
+    weak = metrics()
+    weak["tasks"]["weak"] = {"base": {"accuracy": 0.1}, "realigned": {"accuracy": 0.25}}
+    assert "over 2 tasks, and 0.250 on the worst (weak)" in answer(weak)
+
+
+def test_the_answer_says_what_the_way_to_the_server_cost_and_who_attacked():
+    assert " The uplink cost the fused model 0.050 (0.650 without, 0.600 with)." in answer(metrics(fused_clean=0.65))
+    gained = answer(metrics(fused_clean=0.55))
+    assert " The uplink cost the fused model nothing in the mean (0.550 without, 0.600 with)." in gained
+    guarded = metrics(record(1, {"1": "too long"}, refused=[1]), fused_clean=0.65)
+    success = {"a": {"base": 0.0, "fused_received": 0.9, "realigned": 0.25}}
+    told = answer(guarded, upload="SignFlipping", data="Backdoor", byzantine=[1], success=success)
+    assert (
+        " The uplink, the attack and the guard cost the fused model 0.050 (0.650 without, 0.600 with); 1 of 4 clients "
+        "attacked (Backdoor, SignFlipping), with a trigger that works on 25% of the samples." in told
+    )
+    assert told.count(". ") == 2
+    assert " The guard cost" in answer(guarded, "Ideal") and " What became of the uploads cost" in answer(
+        metrics(fused_clean=0.65), "Ideal"
+    )
+    assert " 2 of 4 clients attacked (SignFlipping). " in answer(metrics(), upload="SignFlipping", byzantine=[0, 2])
 
 
 def test_a_row_for_each_round_and_no_column_in_which_nothing_happened():
@@ -54,36 +89,13 @@ def test_a_row_for_each_round_and_no_column_in_which_nothing_happened():
     ]
     assert quiet[1][1] == ["2", "2", "2", "0.500", "0.900", "0.600", "0.700", "1.2"]
     radio = {"mean": {"energy_j": 0.012345}, "fused": {"nmse_db": -3.21}, "duration_s": 0.25}
-    header, rows = run_page.by_round(metrics(record(1), record(2, {"1": "late"}, refused=[1], uplink=radio)))
+    header, rows = run_page.by_round(
+        metrics(record(1), record(2, {"0": "late", "1": "too long", "2": "late"}, refused=[1], uplink=radio))
+    )
     last = dict(zip(header, rows[1], strict=True))
-    assert last["refused"] == last["dropped"] == "1" and last["fused NMSE (dB)"] == "-3.2"
+    assert (last["refused"], last["dropped"]) == ("1", "2") and last["fused NMSE (dB)"] == "-3.2"
     assert last["air time (s)"] == "0.25" and last["energy per client (J)"] == "0.0123"
     assert dict(zip(header, rows[0], strict=True))["air time (s)"] == "–"
-
-
-def test_warnings_gather_what_was_lost_and_what_the_log_says(tmp_path):
-    late = {str(client): f"was {client}.5 s late" for client in range(8)}
-    records = [
-        record(1, late, learnt=False),
-        record(2, {"1": "was 1e-3 s late", "2": "sent nothing"}, unheard=["a"], discarded_energy=0.25),
-    ]
-    lines = ["2026-01-01 10:00:00,000 INFO flwr: all is well", "2026-01-01 10:00:00,000 WARNING py.warnings: theirs"]
-    lines += ["2026-01-01 10:00:00,000 WARNING flwr: not resilient"] * 2 + ["no line of a logger WARNING flwr: x"]
-    (tmp_path / "run.log").write_text("\n".join(lines))
-    said = run_page.warnings({"metrics": metrics(*records)}, tmp_path / "run.log")
-    assert said == [
-        "9 uploads dropped, the first of them: was 0.5 s late "
-        f"({', '.join(f'client {client} in round 1' for client in range(6))} and 3 more).",
-        "1 upload dropped: sent nothing (client 2 in round 2).",
-        "Too little arrived in 1 round (1): the last model was kept.",
-        "Nothing is believed of a in the last round.",
-        "The fused rank discards up to 25.0% of a layer's energy (raise fused_rank).",
-        "not resilient",
-    ]
-    (tmp_path / "run.log").write_text("\n".join(f"1 2 WARNING flwr: number {i}" for i in range(30)))
-    said = run_page.warnings({"metrics": metrics()}, tmp_path / "run.log")
-    assert len(said) == run_page.MOST + 1 and said[-1] == "10 more warnings are in run.log."
-    assert run_page.warnings({"metrics": metrics()}, tmp_path / "none.log") == []
 
 
 def test_differences_are_the_options_chosen_and_the_settings_that_are_not_theirs():
@@ -97,6 +109,22 @@ def test_differences_are_the_options_chosen_and_the_settings_that_are_not_theirs
         ["method", "none", "mira"],
         ["federation", "inline", "ray"],
     ]
+
+
+def test_the_same_number_written_otherwise_is_no_difference():
+    results = found()
+    results["config"]["channel"]["jsr_db"] = 22
+    assert run_page.differences(results) == []
+    results["config"]["model"]["freeze_a"] = 0
+    assert run_page.differences(results) == [["model.freeze_a", "false", "0"]]
+
+
+def test_a_long_list_is_shortened_where_that_tells_it_from_the_default():
+    tasks = [f"task-{i}" for i in range(8)]
+    theirs, ours = {"suite.tasks": tasks[:3]}, {"suite.tasks": tasks}
+    assert run_page._values("suite.tasks", theirs, ours) == [str(tasks[:3]), "8 tasks: task-0, task-1, ..."]
+    other = {"suite.tasks": [*tasks[:7], "other"]}
+    assert run_page._values("suite.tasks", theirs=other, ours=ours) == [str(other["suite.tasks"]), str(tasks)]
 
 
 @pytest.mark.parametrize("command", [None, "fedfusion deploy run realign=none", "fedfusion run realign=gone"])

@@ -31,6 +31,10 @@ def line(plot, label, panel=0):
     return next(line for line in plot.figure.axes[panel].lines if line.get_label() == label)
 
 
+def labels(plot):
+    return [text.get_text() for text in plot.figure.legends[0].get_texts()]
+
+
 def named(plots):
     return {plot.name: plot for plot in plots}
 
@@ -44,6 +48,18 @@ def test_only_what_there_is_to_see_is_drawn():
     assert list(named(run_plots.drawn(found))) == ["by_task", "by_round", "spectra", "relation"]
 
 
+def test_what_is_of_the_last_round_says_so_where_another_is_kept():
+    found = {
+        "spectra": {"fused": [0.9, 0.1]},
+        "relation": {"of": "clients", "tasks": ["a", "a"], "weights": [[0, 1]] * 2},
+    }
+    drawn = named(run_plots.drawn(metrics(kept_round=1, **found)))
+    for name in ("spectra", "relation"):
+        assert drawn[name].finding.endswith(". It is of round 2, the last; the adapter that is kept is of round 1.")
+    same = named(run_plots.drawn(metrics(kept_round=2, **found)))
+    assert not any("adapter that is kept" in plot.finding for plot in same.values())
+
+
 def test_a_dot_for_every_stage_on_every_task_and_in_the_mean():
     plot = run_plots.by_task(metrics())
     assert list(line(plot, "realigned").get_xdata()) == pytest.approx([0.75, 0.65, 0.7])
@@ -51,6 +67,11 @@ def test_a_dot_for_every_stage_on_every_task_and_in_the_mean():
     heights = [line(plot, label).get_ydata() for label in ("base", "single task", "realigned")]
     assert len({tuple(ys) for ys in heights}) == 3, "equal scores do not hide each other"
     assert all(abs(y - row) < 0.4 for ys in heights for row, y in enumerate(ys))
+    axes = plot.figure.axes[0]
+    markers = sorted(line(plot, label).get_ydata()[0] for label in labels(plot))
+    apart = [axes.transData.transform((0, y))[1] for y in markers]
+    points = [abs(a - b) * 72 / plot.figure.dpi for a, b in zip(apart, apart[1:], strict=False)]
+    assert min(points) > plots.STYLE["lines.markersize"], "seven stages do not become one blob"
     assert [text.get_text() for text in plot.figure.axes[0].get_yticklabels()] == ["easy-one", "hard-one", "mean"]
     assert plot.finding == (
         "The realigned model reaches 0.700 in the mean, least on hard-one (0.650) and most on easy-one (0.750); each "
@@ -92,20 +113,31 @@ def test_small_differences_are_not_made_large_and_no_limit_is_beyond_what_a_scor
 
 def test_costs_add_up_over_the_rounds_and_over_the_clients():
     radio = {"mean": {"bler": 0.1}, "clients": {"0": CLIENTS, "1": CLIENTS}, "duration_s": 0.2}
-    drawn = named(run_plots.by_cost(metrics(record(1, 0.65, **radio), record(2, 0.7, **radio))))
+    slower = radio | {"duration_s": 0.3}
+    drawn = named(run_plots.by_cost(metrics(record(1, 0.65, **radio), record(2, 0.7, **slower))))
     assert list(drawn) == ["by_bits", "by_energy", "by_air_time"]
     assert list(line(drawn["by_bits"], "realigned").get_xdata()) == pytest.approx([200, 400])
     assert list(line(drawn["by_energy"], "realigned").get_xdata()) == [1.0, 2.0]
-    assert list(line(drawn["by_air_time"], "personal").get_xdata()) == [0.2, 0.4]
+    assert list(line(drawn["by_air_time"], "personal").get_xdata()) == [0.2, 0.5]
     assert drawn["by_energy"].finding == (
         "The realigned model has 0.700 after 2 J, and 0.650 after the 1 J of the first round."
     )
     assert drawn["by_air_time"].figure.axes[0].get_xlim()[0] == 0
 
 
+def test_costs_in_proportion_to_the_air_time_are_named_and_not_drawn_again():
+    radio = {"mean": {"bler": 0.1}, "clients": {"0": CLIENTS}, "duration_s": 0.2}
+    (plot,) = run_plots.by_cost(metrics(record(1, 0.65, **radio), record(2, 0.7, **radio)))
+    assert plot.name == "by_air_time" and plot.finding.endswith(
+        "; by information sent (200 Mbit in all) or transmit energy (1 J in all) the lines are the same."
+    )
+    offset = plot.figure.axes[0].xaxis.get_major_formatter()
+    assert "$" not in "".join(offset.format_ticks([0.0, 0.001]))
+
+
 def test_side_information_alone_is_no_information_sent_and_an_ideal_uplink_costs_nothing():
     radio = {"mean": {"sinr_db": 3.0}, "clients": {"0": CLIENTS}, "duration_s": 0.2}
-    assert list(named(run_plots.by_cost(metrics(record(1, 0.7, **radio))))) == ["by_energy", "by_air_time"]
+    assert list(named(run_plots.by_cost(metrics(record(1, 0.7, **radio))))) == ["by_air_time"]
     assert not run_plots.by_cost(metrics())
 
 
@@ -116,30 +148,10 @@ def test_errors_by_round_with_gaps_where_nothing_arrived():
     first, second = line(plot, "uploads").get_ydata()
     assert first == 2.0 and second != second
     assert plot.finding.startswith(
-        "Error relative to the power of the change, in the last round: uploads 2.0 dB, their products 1.0 dB, fused "
-        "products -4.0 dB, privacy noise -3.0 dB"
+        "Error relative to the power of the change, in the last round: uploads 2.0 dB in round 1, the last "
+        "that has one, their products 1.0 dB, fused products -4.0 dB, privacy noise -3.0 dB"
     )
     assert run_plots.by_error(metrics()) is None
-
-
-def test_spectra_say_how_many_directions_hold_nine_tenths():
-    found = {"a": [0.95, 0.05], "b": [0.5, 0.3, 0.2], "fused": [0.4, 0.3, 0.2, 0.1]}
-    plot = run_plots.spectra(metrics(spectra=found))
-    assert list(line(plot, "b").get_ydata()) == pytest.approx([0.5, 0.8, 1.0])
-    assert line(plot, "fused").get_markevery() == [2] and line(plot, "b").get_markevery() == [2]
-    assert plot.finding == (
-        "Ninety per cent of the energy of the fused change is in 3 directions of a layer, of the change of one task in "
-        "1 to 3 (mean over the layers)."
-    )
-    alone = run_plots.spectra(metrics(spectra={"fused": [1.0]}))
-    assert "in 1 directions" not in alone.finding and "one task" not in alone.finding
-    assert run_plots.spectra(metrics(spectra={})) is None
-
-
-def test_many_tasks_share_one_entry_of_the_legend():
-    found = {f"task {i}": [0.9, 0.1] for i in range(20)} | {"fused": [0.5, 0.5]}
-    plot = run_plots.spectra(metrics(spectra=found))
-    assert [text.get_text() for text in plot.figure.legends[0].get_texts()] == ["each task", "fused"]
 
 
 def test_every_picture_fits_one_column_says_a_number_and_cuts_nothing_off():
@@ -151,7 +163,7 @@ def test_every_picture_fits_one_column_says_a_number_and_cuts_nothing_off():
     for i in range(30):
         many["tasks"][f"another-task-{i}"] = many["tasks"]["easy-one"]
     drawn = run_plots.drawn(many)
-    assert len(drawn) == 8
+    assert len(drawn) == 6
     for plot in drawn:
         assert plot.figure.get_figwidth() == plots.SINGLE and not plot.wide and re.search(r"\d", plot.finding)
         with plots.drawing():

@@ -10,7 +10,7 @@ import pages
 import pytest
 from rich.console import Console
 
-from fedfusion.reporting import sweep
+from fedfusion.reporting import sweep, sweep_plots
 from fedfusion.reporting.figures import figures
 
 RESILIENCE = Path(__file__).parents[2] / "experiments" / "resilience" / "budget.json"
@@ -117,6 +117,18 @@ def test_a_sweep_of_which_nothing_has_finished_has_a_page_that_says_so(tmp_path)
     assert "No run of this sweep has finished" in printed(facts | figures(facts), 80)
 
 
+def test_nothing_is_called_accuracy_where_answers_are_matched(tmp_path):
+    for facts in (grids.budget(attacks=("ipm", "alie")), grids.jammed()):
+        for cell in facts["cells"]:
+            cell["measure"] = "exact match"
+        folder = tmp_path / facts["budget"]
+        assert "xact match" in made(facts, folder).text
+        shown = [made(facts, folder).text, printed(facts, 80), (folder / "README.md").read_text()]
+        assert not [text for text in shown if re.search("accurac", text, re.IGNORECASE)]
+        labels = [axes.get_ylabel() for plot in sweep_plots.pictures(facts) for axes in plot.figure.axes]
+        assert "exact match, worst task" in labels and not [text for text in labels if "accuracy" in text]
+
+
 def test_what_is_swept_is_escaped(tmp_path):
     axes = {"attack.tasks": ["[<b>]", "[]"], "attack.f": ["0", "1"]}
     root = made(grids.sweep(axes, lambda p: 0.5) | {"question": "<script>?"}, tmp_path)
@@ -124,12 +136,15 @@ def test_what_is_swept_is_escaped(tmp_path):
 
 
 def test_a_sweep_of_before_there_were_questions_is_shown(tmp_path):
-    (tmp_path / "sweep.json").write_text(RESILIENCE.read_text())
+    older = json.loads(RESILIENCE.read_text())
+    for key in ("question", "fixed"):
+        older.pop(key, None)
+    (tmp_path / "sweep.json").write_text(json.dumps(older))
     facts = sweep.load(tmp_path)
     root = made(facts, tmp_path)
     assert root.all("h1")[0].text == "What do attack, attack.fraction and defence change?"
     assert "One seed: there are no intervals" in root.text and "0.327 above the undefended run" in root.text
-    assert sweep.fixed(facts) == ["sweep=attack_budget", "seed=0"]
+    assert sweep.fixed(facts) == ["sweep=defences", "seed=0"]
     assert "task_aware  0.909" in re.sub(r" +", "  ", printed(facts, 80)).replace("task  aware", "task_aware")
 
 

@@ -30,6 +30,12 @@ def test_a_panel_per_attack_a_line_per_defence_a_band_of_seeds():
     assert all(panel.get_xlabel() == "share of Byzantine clients" for panel in panels)
 
 
+def test_a_line_whose_name_a_legend_would_leave_out_is_in_it():
+    facts = grids.sweep({"attack.fraction": ["0", "0.4"], "defence": ["mean", "_own$"]}, lambda p: 0.5)
+    for plot in sweep_plots.pictures(facts):
+        assert [text.get_text().strip() for text in plot.figure.legends[0].get_texts()][:2] == ["mean", "_own$"]
+
+
 @pytest.mark.parametrize("name, height", [("worst", 0.905), ("mean", 0.9525)])
 def test_the_level_without_an_attack_is_dashed_across_and_inside_the_axis(name, height):
     (panel,) = drawn(grids.budget())[name].figure.axes

@@ -100,6 +100,31 @@ def test_a_server_app_of_another_process_tells_the_library(federation, tmp_path)
 
 
 @pytest.mark.slow
+def test_an_experiment_that_another_run_has_just_made_is_taken(tmp_path):
+    pytest.importorskip("mlflow")
+    program = (
+        "import os, sys; from pathlib import Path; from fedfusion.tracking import MLflow\n"
+        "os.environ['MLFLOW_DISABLE_TELEMETRY'] = 'true'\n"
+        "from mlflow import MlflowClient\n"
+        "look, made = MlflowClient.get_experiment_by_name, []\n"
+        "def outrun(self, name):\n"
+        "    found = look(self, name)\n"
+        "    if found is None:\n"
+        "        made.append(self.create_experiment(name))\n"
+        "    return found\n"
+        "MlflowClient.get_experiment_by_name = outrun\n"
+        "library = MLflow(uri=sys.argv[1]).open(Path(sys.argv[2]), {'seed': 1})\n"
+        "print(*made, library.run.client.get_run(library.run.id).info.experiment_id)\n"
+        "library.close()\n"
+    )
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    command = [sys.executable, "-W", "ignore", "-c", program, uri, str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True, cwd=tmp_path)
+    theirs, ours = done.stdout.split()
+    assert theirs == ours
+
+
+@pytest.mark.slow
 def test_a_database_that_runs_share_keeps_them_apart(tmp_path):
     pytest.importorskip("mlflow")
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
