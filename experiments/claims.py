@@ -190,6 +190,17 @@ def disentangled(results: Any) -> tuple[str, str]:
     return figure, "p < 0.05 after Holm's correction"
 
 
+def comfort(results: Any) -> tuple[str, str]:
+    minutes, verbs = results["sweep_s"] / 60, results["verbs_s"].values()
+    figures = (
+        f"{minutes:.1f} min on {results['jobs']} cores, {results['trainings']} trainings; {results['again_s']:.0f} s"
+    )
+    report = f"its report {results['report_s']:.0f} s, {results['report_mb']:.1f} MB"
+    waits = " / ".join(f"{verb['seconds']:.1f}" for verb in verbs)
+    goals = " / ".join(f"{verb['goal']:g}" for verb in verbs)
+    return f"{figures}; {report}; {waits} s", f"goal: 6 min; 10 s; 10 s, 3 MB; {goals} s"
+
+
 def faults(rows: Any) -> tuple[str, str]:
     whole = sum(row["lost"].startswith("nothing") and "after" not in row["lost"] for row in rows)
     return f"{whole} of {len(rows)} faults lose nothing", "real processes, `kill -9`"
@@ -272,6 +283,12 @@ CLAIMS = (
         "disentanglement/results.json",
         "`python -m experiments.disentanglement.run`",
         disentangled,
+    ),
+    Claim(
+        "a sweep of 100 cells; the same again; `--help`, `ls`, `validate`",
+        "benchmarks/sweep.json",
+        "`python -m experiments.benchmarks.sweep`",
+        comfort,
     ),
     Claim(
         "processes, disks and links that break", "faults/faults.json", "`python -m experiments.faults.measure`", faults
