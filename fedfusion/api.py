@@ -6,8 +6,7 @@ import logging
 import shlex
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -33,9 +32,12 @@ class Results:
     ----------
     folder
         The folder of the run.
+    facts
+        What was in its results.json.
     """
 
     folder: Path
+    facts: dict[str, Any] = field(repr=False)
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
@@ -48,15 +50,9 @@ class Results:
         """
         path = Path(folder) / "results.json"
         try:
-            json.loads(path.read_text())
+            return cls(Path(folder), json.loads(path.read_text()))
         except (OSError, ValueError) as error:
             raise FedfusionError(f"{path}: there are no results of a run ({error})") from error
-        return cls(Path(folder))
-
-    @cached_property
-    def facts(self) -> dict[str, Any]:
-        """What is in results.json."""
-        return json.loads((self.folder / "results.json").read_text())
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -158,7 +154,7 @@ def launch(cfg: DictConfig, overrides: Sequence[str], run_dir: Path, report: boo
         write_atomically(run_dir / "results.json", json.dumps(facts, indent=1) + "\n")
         if report:
             reporting.make(run_dir)
-    return Results(run_dir)
+    return Results(run_dir, facts)
 
 
 @contextlib.contextmanager

@@ -133,7 +133,7 @@ def sweep(
         facts = sweep(overrides, out)
     if as_json:
         typer.echo(json.dumps(facts))
-    elif facts["points"]:
+    elif facts["points"] and "estimate_s" not in facts:
         report.show(facts)
     if any(cell["error"] for cell in facts["cells"]) and "estimate_s" not in facts:
         raise SystemExit(1)

@@ -31,6 +31,8 @@ class ConfigErrors(FedfusionError):
 
 def check_option(override: Override, options: Sequence[str]) -> list[str]:
     """Say whether the option of `group=option` is missing from the group."""
+    if override.is_sweep_override():
+        return [f"{override.input_line}: several values make several runs (use fedfusion sweep)"]
     option = str(override.value())
     if option in options:
         return []

@@ -25,6 +25,7 @@ def fake(work):
     f, seed = work.config["attack"].get("f") or 0, work.config["seed"]
     worst = round(0.8 - 0.1 * f + 0.001 * seed, 4)
     metrics = {
+        "measure": "accuracy",
         "num_clients": 4,
         "tasks": {"upright-digit": {"single_task": {"accuracy": 0.8}, "fused_received": {"accuracy": worst}}},
         "mean": {"fused_received": 0.9},

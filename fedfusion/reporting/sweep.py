@@ -94,6 +94,13 @@ def warnings(facts: Mapping[str, Any]) -> list[str]:
         said.append(f"{open_yet} of {cells} cells have not finished; the numbers are of those that have.")
     if failed := len(lost) - open_yet:
         said.append(f"{failed} of {cells} cells failed; means are over those that did not.")
+    undefended = {(line["attack"], line["line"]) for line in facts["lines"] if line.get("undefended") == line["line"]}
+    own = [p["refused_byzantine"] or 0.0 for p in facts["points"] if (p["attack"], p["line"]) in undefended]
+    if own and max(own) > 0:
+        said.append(
+            f"Even the undefended run refuses up to {max(own):.0%} of the Byzantine uploads, whose norm is beyond "
+            "what training gives: there the defences were hardly tried (choose a weaker attack, or channel=ideal)."
+        )
     if facts["points"] and all(point["runs"] == 1 for point in facts["points"]):
         said.append(ONE_SEED)
     return said

@@ -151,7 +151,7 @@ BEHIND = {
 }
 
 
-@pytest.mark.parametrize("stage", [pytest.param(s, marks=[pytest.mark.slow] * (i > 2)) for i, s in enumerate(BEHIND)])
+@pytest.mark.parametrize("stage", [pytest.param(s, marks=[pytest.mark.slow] * (s != "guard")) for s in BEHIND])
 def test_what_is_behind_the_upload_shares_the_training_and_changes_no_bit(stage, tmp_path, monkeypatch):
     plain = run(tmp_path / "plain", *SMALL, "rounds=1", *BEHIND[stage])
     store = f"trainings='{tmp_path / 'store'}'"
@@ -179,6 +179,7 @@ def shared(folder, *overrides):
     return json.loads((folder / "results.json").read_text())["metrics"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changed", [["client.lr=0.01"], ["attack=label_flip", "attack.f=1"], ["wire=float16"]])
 def test_what_clients_read_trains_anew(changed, tmp_path):
     store = f"trainings='{tmp_path / 'store'}'"

@@ -185,3 +185,16 @@ def test_the_page_in_a_browser(name, width, dark, tmp_path):
     seen = pages.chromium(tmp_path / "report.html", tmp_path, width, dark)
     assert seen.content <= seen.window == width and seen.picture.stat().st_size > 10_000
     assert (seen.background == "rgb(255, 255, 255)") != dark
+
+
+def test_where_nobody_needs_a_defence_it_is_said():
+    facts = grids.budget()
+    under = [cell for cell in facts["cells"] if cell["point"]["defence"] == "mean" and cell["byzantine"]]
+    for cell in under:
+        cell["refused_byzantine"] = 0.0
+    facts |= figures(facts)
+    assert not any("Even the undefended run" in said for said in sweep.warnings(facts))
+    under[0]["refused_byzantine"] = 0.4
+    facts |= figures(facts)
+    (said,) = (said for said in sweep.warnings(facts) if "Even the undefended run" in said)
+    assert re.search(r"refuses up to (20|40)% of the Byzantine uploads", said)

@@ -28,6 +28,7 @@ def test_the_best_round_is_that_of_the_least_loss_on_the_servers_samples(best):
     assert metrics["mean"]["realigned"] == metrics["rounds"][metrics["kept_round"] - 1]["mean"]["realigned"]
 
 
+@pytest.mark.slow
 def test_it_is_the_model_of_a_run_that_ended_there(best, tmp_path):
     folder, metrics = best
     shorter = run(tmp_path / "shorter", *NOISY, f"rounds={metrics['kept_round']}")
