@@ -190,9 +190,6 @@ def test_the_page_in_a_browser(name, width, dark, tmp_path):
 def test_where_nobody_needs_a_defence_it_is_said():
     facts = grids.budget()
     under = [cell for cell in facts["cells"] if cell["point"]["defence"] == "mean" and cell["byzantine"]]
-    for cell in under:
-        cell["refused_byzantine"] = 0.0
-    facts |= figures(facts)
     assert not any("Even the undefended run" in said for said in sweep.warnings(facts))
     under[0]["refused_byzantine"] = 0.4
     facts |= figures(facts)
