@@ -68,7 +68,7 @@ class Screen:
 
     def estimated(self, seconds: float | None) -> None:
         """Say how long what is left will take."""
-        known = "cannot be said: the first run failed" if seconds is None else f"about {seconds / 60:.1f} min"
+        known = "cannot be said: the first run failed" if seconds is None else f"at most about {seconds / 60:.1f} min"
         self.say(f"time for what is left: {known}")
 
     @contextmanager
