@@ -12,6 +12,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from fedfusion import assets
 from fedfusion.lora.spec import PACKAGED, base_name
+from fedfusion.reporting.run_page import count
 
 FEATURE = {
     "first": "the first token of the last hidden state",
@@ -145,11 +146,6 @@ def made(results: Mapping[str, Any]) -> str:
         return f"{sent}. The server {did}. It was not realigned."
     labels = "unlabelled" if config["realign"].get("loss") == "entropy" else "labelled"
     return f"{sent}. The server {did}, and then realigned it on a few {labels} samples (`{_class(config['realign'])}`)."
-
-
-def count(number: int, noun: str) -> str:
-    """A number and its noun."""
-    return f"{number} {noun}{'s' if number != 1 else ''}"
 
 
 def _class(node: Mapping[str, Any]) -> str:

@@ -1,7 +1,6 @@
 """One run of the server: from the resolved configuration to the files of the run folder."""
 
 import contextlib
-import fcntl
 import importlib.metadata
 import json
 import platform
@@ -26,6 +25,7 @@ from fedfusion.coupling import Laplacian
 from fedfusion.lora.model import LoraModel
 from fedfusion.server.checkpoint import Checkpoints, folders, write_atomically
 from fedfusion.server.evaluation import Evaluator, summary
+from fedfusion.server.lock import locked
 from fedfusion.server.stock import serve_stock
 from fedfusion.server.store import Store
 from fedfusion.server.strategy import RoundStrategy
@@ -78,11 +78,9 @@ def _named(experiment: Experiment, experiment_json: str) -> str:
 @contextlib.contextmanager
 def _alone(run_dir: Path) -> Iterator[None]:
     """Hold the folder's lock, which ends with this process however it ends."""
-    with (run_dir / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise FedfusionError(f"another process is still writing to {run_dir} (wait for it, or end it)") from error
+    with locked(run_dir / ".lock") as mine:
+        if not mine:
+            raise FedfusionError(f"another process is still writing to {run_dir} (wait for it, or end it)")
         yield
 
 

@@ -1,6 +1,5 @@
 """What was computed once, on disk, by the hash of everything that made it: runs of one sweep share it."""
 
-import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -19,6 +18,7 @@ from torch import Tensor
 import fedfusion
 from fedfusion.composition import PATHS
 from fedfusion.config import Experiment
+from fedfusion.server.lock import locked
 from fedfusion.types import FedfusionError
 from fedfusion.validation import flat
 
@@ -138,13 +138,8 @@ class Store:
     @contextmanager
     def alone(self, key: str) -> Iterator[bool]:
         """Whether no other process is making `key`; while the block lasts, none begins to."""
-        with (self.folder / f".{key}.lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-            else:
-                yield True
+        with locked(self.folder / f".{key}.lock") as mine:
+            yield mine
 
 
 def _bytes(part: str | bytes | Tensor) -> bytes:

@@ -96,7 +96,7 @@ def _run(
     trainings = {"trainings": str(folder.trainings)} if settings.share else {}
     work = {c.run: Work({**planned.configs[c.run], **trainings}, c.overrides, folder.run(c)) for c in todo}
     if todo and any(text.startswith("hydra/launcher=") for text in planned.hydra):
-        return multirun(planned.hydra, planned.cells, work, folder.path)
+        return multirun(planned.hydra, planned.cells, work, folder.path, folder.failed)
     cells = {cell.run: cell for cell in todo}
     threads = _threads(planned)
     ends = done(work, settings.at_once(threads), where or (lambda: place(settings, threads)), do)

@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import fcntl
 import json
 import shlex
 import shutil
@@ -14,6 +13,7 @@ from omegaconf import OmegaConf
 
 from fedfusion.reporting import sweep as report
 from fedfusion.server.checkpoint import Checkpoints, write_atomically
+from fedfusion.server.lock import locked
 from fedfusion.server.store import files
 from fedfusion.sweep.plan import Cell, Plan, digest, identity
 from fedfusion.types import FedfusionError
@@ -57,16 +57,14 @@ class Folder:
             )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = (self.path / ".lock").open("w")
+            (self.path / ".lock").touch()
         except OSError as error:
             raise FedfusionError(
                 f"--out {self.path}: cannot be written ({error.strerror}; choose a folder that can, with --out)"
             ) from error
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise FedfusionError(f"another process sweeps in {self.path} (wait for it, or end it)") from error
+        with locked(self.path / ".lock") as mine:
+            if not mine:
+                raise FedfusionError(f"another process sweeps in {self.path} (wait for it, or end it)")
             yield
 
     def _others(self) -> list[str]:
@@ -148,18 +146,15 @@ class Folder:
         (self.run(cell) / "error.txt").write_text(error + "\n")
 
     def _told(self) -> dict[str, Any]:
-        """What sweep.json says, but for the time."""
+        """What sweep.json says, if it can be read."""
         try:
-            return {**json.loads((self.path / "sweep.json").read_text()), "wall_time_s": 0}
+            return dict(json.loads((self.path / "sweep.json").read_text()))
         except (OSError, ValueError, TypeError):
             return {}
 
     def seconds(self) -> float:
         """How long the sweep took until now, as far as that was written down."""
-        try:
-            return float(json.loads((self.path / "sweep.json").read_text())["wall_time_s"])
-        except (OSError, ValueError, KeyError):
-            return 0.0
+        return float(self._told().get("wall_time_s", 0.0))
 
     def estimate(self, plan: Plan, at_once: int) -> float | None:
         """Seconds for what is left: each training once, and for each run what one took beside it; None if unknown."""
@@ -177,8 +172,8 @@ class Folder:
 
     def facts(self, plan: Plan, wall_time_s: float = 0.0) -> dict[str, Any]:
         """What is known of the sweep by now, as in sweep.json."""
-        done = [self.run(cell) for cell in plan.cells if self.state(cell) == "finished"]
-        of_one = json.loads((done[0] / "results.json").read_text()) if done else {}
+        done = next((self.run(cell) for cell in plan.cells if self.state(cell) == "finished"), None)
+        of_one = json.loads((done / "results.json").read_text()) if done else {}
         facts: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
             "command": json.loads((self.path / "plan.json").read_text())["command"],
@@ -212,7 +207,8 @@ class Folder:
 
     def conclude(self, facts: Mapping[str, Any]) -> None:
         """Write sweep.json, sweep.csv and the report, where they do not say this already."""
-        same = self._told() == json.loads(json.dumps({**facts, "wall_time_s": 0}))
+        untimed = {**facts, "wall_time_s": 0}
+        same = {**self._told(), "wall_time_s": 0} == json.loads(json.dumps(untimed))
         if same and ((self.path / "report.html").exists() or not facts["points"]):
             return
         write_atomically(self.path / "sweep.json", json.dumps(facts, indent=1) + "\n")

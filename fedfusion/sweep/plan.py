@@ -83,9 +83,10 @@ class Plan:
     def runs(self) -> list[Cell]:
         """A cell for every distinct run, those first that begin with a training that none before them does."""
         distinct = [cell for cell in self.cells if not cell.repeats]
-        known: set[str] = set()
-        first = [cell for cell in distinct if cell.training not in known and not known.add(cell.training)]  # type: ignore[func-returns-value]
-        return first + [cell for cell in distinct if cell not in first]
+        first: dict[str, Cell] = {}
+        for cell in distinct:
+            first.setdefault(cell.training, cell)
+        return [*first.values(), *(cell for cell in distinct if cell is not first[cell.training])]
 
     @property
     def trainings(self) -> int:

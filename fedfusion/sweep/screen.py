@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from fedfusion.reporting import sweep as report
+from fedfusion.reporting.run_page import count
 from fedfusion.sweep.plan import Plan
 
 SHOWN = 12  # runs that ended last
@@ -48,11 +49,11 @@ class Screen:
 
     def planned(self, plan: Plan, states: Mapping[str, str], out: Path) -> None:
         """Say what will be run, and what need not be."""
-        count = list(states.values()).count
+        of = list(states.values()).count
         known = {"finished": "finished already", **WORDS}
-        parts = [f"{count(state)} {words}" for state, words in known.items() if count(state)]
-        shared = f"{_count(plan.trainings, 'local training')} between them"
-        self.say(f"{_count(len(plan.cells), 'cell')}, {_count(len(states), 'run')}, {shared}, into {out}")
+        parts = [f"{of(state)} {words}" for state, words in known.items() if of(state)]
+        shared = f"{count(plan.trainings, 'local training')} between them"
+        self.say(f"{count(len(plan.cells), 'cell')}, {count(len(states), 'run')}, {shared}, into {out}")
         if parts:
             self.say("; ".join(parts))
 
@@ -105,7 +106,3 @@ class Screen:
         for where, cell, seconds in self.last:
             table.add_row(where, report.in_short(cell), f"{seconds:.0f}")
         return Group(table, self.progress)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' if number != 1 else ''}"

@@ -112,13 +112,22 @@ def done(
                 child.terminate()
 
 
-def multirun(arguments: Sequence[str], cells: Sequence[Cell], work: Mapping[str, Work], out: Path) -> None:
-    """Have the launcher that Hydra is told of do the runs; it says itself how far it is."""
+def multirun(
+    arguments: Sequence[str],
+    cells: Sequence[Cell],
+    work: Mapping[str, Work],
+    out: Path,
+    failed: Callable[[Cell, str], None],
+) -> None:
+    """Have the launcher that Hydra is told of do the runs, and `failed` write down why one failed.
+
+    It says itself how far it is.
+    """
 
     def job(_: DictConfig) -> None:
         cell = cells[HydraConfig.get().job.num]
         if cell.run in work and not cell.repeats and (error := run(work[cell.run])):
-            (work[cell.run].folder / "error.txt").write_text(error + "\n")
+            failed(cell, error)
 
     main = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)
     with _argv(["fedfusion", "--multirun", *arguments, f"hydra.sweep.dir='{out}'", *QUIET]):

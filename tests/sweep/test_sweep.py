@@ -168,7 +168,10 @@ def test_a_dry_run_shows_the_cells_runs_the_first_and_estimates_the_rest(tmp_pat
     facts = swept([*chosen, "sweep.dry_run=true", "sweep.jobs=2"], tmp_path / "out", run)
     assert len(run.done) == 1 and facts["estimate_s"] == 2.0 + 7 * 1.0 / 2  # the other training, and what is beside it
     said = capsys.readouterr().err
-    assert "8 cells, 8 runs, 2 local trainings between them" in said and "time for what is left: at most about 0.1 min" in said
+    assert (
+        "8 cells, 8 runs, 2 local trainings between them" in said
+        and "time for what is left: at most about 0.1 min" in said
+    )
     assert all(cell["run"] in said for cell in facts["cells"])
     again = Counted()
     swept([*chosen, "sweep.dry_run=true"], tmp_path / "out", again)
