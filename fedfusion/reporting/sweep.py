@@ -51,6 +51,7 @@ def make(facts: Mapping[str, Any], out: Path) -> None:
         command=facts["command"],
         axes=[[key, ", ".join(values)] for key, values in facts["axes"].items()],
         fixed=fixed(facts),
+        grid=facts.get("grid", ""),
         warnings=warnings(facts),
         failed=failures(facts),
         plots=drawn,

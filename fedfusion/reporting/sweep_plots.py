@@ -15,6 +15,7 @@ from fedfusion.reporting.run_plots import STAGES
 PER_ROW = 3  # panels
 LEAST_SPAN = 0.3  # of an axis of accuracy: less would make much of little
 LEAST_SPAN_DB = 3.0  # and of one of an NMSE
+ENOUGH = 3  # seeds for a band of 95 % intervals: the t of two is 12.7, and their interval all of the axis
 REFERENCE: dict[str, Any] = {"color": plots.INK, "linestyle": (0, (4, 3)), "linewidth": 0.8, "marker": ""}
 
 Points = Sequence[Mapping[str, Any]]
@@ -31,7 +32,7 @@ def pictures(facts: Mapping[str, Any]) -> list[plots.Plot]:
 
 
 def by_budget(facts: Mapping[str, Any], name: str) -> plots.Plot:
-    """`worst` or `mean` task by budget: a panel per attack and stage, a line per defence, a band of seeds."""
+    """`worst` or `mean` task by budget: a panel per attack and stage, a line per defence, a band over seeds."""
     attacks, lines = (unique(line[key] for line in facts["lines"]) for key in ("attack", "line"))
     columns, shown = columns_for(len(attacks)), stages(facts)
     per_stage = ceil(len(attacks) / columns)
@@ -41,7 +42,8 @@ def by_budget(facts: Mapping[str, Any], name: str) -> plots.Plot:
     for i, stage in enumerate(shown):
         own_panels = panels[i * per_stage * columns : (i + 1) * per_stage * columns]
         for axes, attack in zip(own_panels, attacks, strict=False):
-            _lines(axes, [point for point in facts["points"] if point["attack"] == attack], lines, name, stage)
+            points = [point for point in facts["points"] if point["attack"] == attack]
+            _lines(axes, points, lines, name, stage, band(facts["points"]))
             axes.set_title(", ".join([attack] * (attack != "none") + [STAGES[stage].label] * (len(shown) > 1)))
     budgets = sorted({point["budget"] for point in facts["points"]})
     if len(budgets) <= 6:
@@ -103,14 +105,24 @@ def cost(facts: Mapping[str, Any], name: str) -> plots.Plot:
     return plots.Plot(f"by-{page.anchor(name)}", f"Mean {scored} by {COSTS[name].label}", said, figure)
 
 
-def _lines(axes: Axes, points: Points, lines: Sequence[str], name: str, stage: str) -> None:
-    """A line per defence over its band of seeds, and what the undefended run has without an attack."""
+def band(points: Points) -> str:
+    """What bands are of: the `interval` of the mean where every point has seeds enough for one, or else the `range`."""
+    return "interval" if all(point["runs"] >= ENOUGH for point in points) else "range"
+
+
+def _ends_of(kind: str, point: Mapping[str, Any], name: str, stage: str) -> list[float]:
+    """Of the band at a point; no score is below 0 or above 1, though an interval may be."""
+    return [min(max(end, 0.0), 1.0) for end in point[kind][name][stage]]
+
+
+def _lines(axes: Axes, points: Points, lines: Sequence[str], name: str, stage: str, kind: str) -> None:
+    """A line per defence over its band, and what the undefended run has without an attack."""
     free: dict[tuple[tuple[float, float], ...], dict[str, Any]] = {}
     for line, look in looks(lines).items():
         own = [point for point in points if point["line"] == line]
         budgets = [point["budget"] for point in own]
         axes.plot(budgets, [point[name][stage] for point in own], label=plots.named(line) or "all", **look)
-        low, high = ([point["range"][name][stage][end] for point in own] for end in (0, 1))
+        low, high = ([_ends_of(kind, point, name, stage)[end] for point in own] for end in (0, 1))
         axes.fill_between(budgets, low, high, color=look["color"], alpha=0.15, linewidth=0)
         references = [
             (p["budget"], p["no_attack"][name][stage]) for p in own if any(point["attacked"] for point in own)
@@ -165,8 +177,9 @@ def legend(figure: Figure, axes: Axes) -> None:
 
 def limits(points: Points, shown: Sequence[str]) -> tuple[float, float]:
     """Of an axis of accuracy: around all that is drawn of any measure."""
-    places = [(point, stage, name) for point in points for stage in shown for name in ("worst", "mean")]
-    return span([h for p, stage, name in places for h in (*p["range"][name][stage], p["no_attack"][name][stage])])
+    places = [(point, name, stage) for point in points for stage in shown for name in ("worst", "mean")]
+    ends = [end for point, name, stage in places for end in _ends_of(band(points), point, name, stage)]
+    return span([*ends, *(point["no_attack"][name][stage] for point, name, stage in places)])
 
 
 def span(heights: Iterable[float | None]) -> tuple[float, float]:
@@ -238,7 +251,8 @@ def _ends(facts: Mapping[str, Any], name: str) -> str:
 def _reading(facts: Mapping[str, Any], low: float) -> str:
     said = ["lines: means over seeds"]
     if any(point["runs"] > 1 for point in facts["points"]):
-        said.append("bands: least to greatest over seeds")
+        of = {"interval": "95 % intervals of the mean", "range": "least to greatest over seeds"}
+        said.append(f"bands: {of[band(facts['points'])]}")
     if any(point["attacked"] for point in facts["points"]):
         said.append("dashed without markers: undefended, without an attack")
     return f"{'; '.join(said).capitalize()}." + (f" The axis begins at {low:g}." if low else "")

@@ -13,7 +13,17 @@ Grid = tuple[str, list[str], list[list[str]]]  # title, header, rows; the first 
 
 
 def tables(facts: Mapping[str, Any]) -> list[Grid]:
-    """The score of the worst task, one table per attack and stage; a column without a number is left out."""
+    """The score of the worst task, one table per attack and stage.
+
+    A column without a number is left out, and so is what tells nothing where there is no attack, no jammer's power as
+    the budget, or no defence beside the undefended run.
+    """
+    attacked = any(point["attacked"] for point in facts["points"])
+    left_out = {
+        *(() if attacked or facts["budget"].endswith("_db") else ("breaks at",)),
+        *(() if any(line["undefended"] for line in facts["lines"]) else ("cost",)),
+        *(() if attacked else ("honest in", "Byz. out")),
+    }
     found = []
     for attack in dict.fromkeys(line["attack"] for line in facts["lines"]):
         points = [point for point in facts["points"] if point["attack"] == attack]
@@ -29,6 +39,7 @@ def tables(facts: Mapping[str, Any]) -> list[Grid]:
                 "honest in": [text(line["accepted_honest"]) for line in lines],
                 "Byz. out": [text(line["refused_byzantine"]) for line in lines],
             }
+            columns = {name: texts for name, texts in columns.items() if name not in left_out}
             title = _title(attack, f"worst task, {STAGES[stage].label}, by {label(facts['budget'])}")
             found.append((title, *_without_nothing([line["line"] or "all" for line in lines], columns)))
     return found
@@ -60,26 +71,35 @@ def over_seeds(facts: Mapping[str, Any]) -> list[Grid]:
 
 def legend(facts: Mapping[str, Any]) -> list[str]:
     """How the tables are to be read, and what failed."""
-    return [*reading(facts), *(f"Run {run} failed: {why}" for _, run, why in failures(facts))]
+    return [reading(facts), *(f"Run {run} failed: {why}" for _, run, why in failures(facts))]
 
 
-def reading(facts: Mapping[str, Any]) -> list[str]:
+def reading(facts: Mapping[str, Any]) -> str:
     """What the columns of the tables are."""
     scored, rising = measure(facts["cells"]), milder_first(facts["budget"], (0, 1)) == [0, 1]
-    said = [
-        f"{scored.capitalize()} on the worst task, mean over seeds. breaks at: the "
-        f"{'least budget' if rising else 'highest SNR'} at which it is more than {100 * MARGIN:.0f} points below that "
-        f"of the undefended run without attack, {'>' if rising else '<'} where the sweep has none. "
-        f"cost: what the defence loses of the mean {scored} over tasks without an attack, against the undefended run. "
-        f"Undefended is defence={UNDEFENDED}, or, where no defence is swept, the setting itself."
-    ]
-    if any(point["attacked"] for point in facts["points"]):
+    names = {name for _, header, _ in tables(facts) for name in header}
+    said = [f"{scored.capitalize()} on the worst task, mean over seeds."]
+    if "breaks at" in names:
         said.append(
-            "success: how often a backdoor succeeds. honest in, Byz. out: the share of the honest uploads that the "
-            "guard accepted and of the Byzantine ones that it refused, before anything was aggregated. All three are "
-            "means over the budgets at which somebody is Byzantine."
+            f"breaks at: the {'least budget' if rising else 'highest SNR'} at which it is more than "
+            f"{100 * MARGIN:.0f} points below that of the undefended run without attack, {'>' if rising else '<'} "
+            "where the sweep has none."
         )
-    return said
+    if "cost" in names:
+        said.append(
+            f"cost: what the defence loses of the mean {scored} over tasks without an attack, against the undefended "
+            "run."
+        )
+    if names & {"breaks at", "cost"}:
+        said.append(f"Undefended is defence={UNDEFENDED}, or, where no defence is swept, the setting itself.")
+    if "success" in names:
+        said.append("success: how often a backdoor succeeds, where somebody is Byzantine.")
+    if "honest in" in names:
+        said.append(
+            "honest in, Byz. out: the share of the honest uploads that the guard accepted and of the Byzantine ones "
+            "that it refused, before anything was aggregated, where somebody is Byzantine."
+        )
+    return " ".join(said)
 
 
 def _title(attack: str, rest: str) -> str:

@@ -69,6 +69,8 @@ class Plan:
         Every combination of values, in Hydra's order.
     configs
         The configuration of every run.
+    grid
+        The text of the chosen grid's file.
     """
 
     question: str
@@ -78,6 +80,7 @@ class Plan:
     attack: str
     cells: Sequence[Cell]
     configs: Mapping[str, Mapping[str, Any]]
+    grid: str = ""
 
     @property
     def runs(self) -> list[Cell]:
@@ -178,14 +181,14 @@ def plan(given: Sequence[Override], told: Callable[[int, int], None] = lambda do
     cells, configs = _cells(chosen, axes, told)
     attack = grid([*chosen, *cells[0].overrides])[1]
     common = [f"{key}={values[0]}" for key, values in axes.items() if len(values) == 1]
-    return Plan(_question(given), [*chosen, *common], [*fixed, *own], swept, attack, cells, configs)
-
-
-def _question(given: Sequence[Override]) -> str:
-    """The last line of comment at the head of the chosen grid's file that says no command."""
     files = options(searched(given))["sweep"]
-    text = [files[str(o.value())].read_text() for o in given if o.key_or_group == "sweep"]
-    head = itertools.takewhile(lambda line: line.startswith("#"), text[-1].splitlines()) if text else ()
+    text = files[str(names[-1].value())].read_text() if names else ""
+    return Plan(_question(text), [*chosen, *common], [*fixed, *own], swept, attack, cells, configs, text)
+
+
+def _question(text: str) -> str:
+    """The last line of comment at the head of a grid's file that says no command."""
+    head = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
     said = [line.removeprefix("# ") for line in head if not line.startswith(("# @", "# fedfusion"))]
     return said[-1] if said else ""
 

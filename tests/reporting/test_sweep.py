@@ -47,6 +47,14 @@ def test_what_the_page_of_100_cells_says(tmp_path):
         "ipm: every point, fused received",
     ]
     assert (tmp_path / "report.html").stat().st_size < 3e6
+    assert "What the chosen grid sets" not in page, "none was chosen"
+
+
+def test_the_page_holds_the_chosen_grid(tmp_path):
+    grid = "# one question\nrounds: 1 # and <why>\n"
+    root = made(grids.budget() | {"grid": grid}, tmp_path)
+    (shown,) = [e for e in root.all("details") if e.all("summary")[0].text == "What the chosen grid sets"]
+    assert shown.all("code")[0].parts == [grid]
 
 
 def test_every_picture_says_what_it_shows_and_is_in_files_beside(tmp_path):

@@ -16,7 +16,12 @@ def lines(axes):
     return {line.get_label(): line for line in axes.lines}
 
 
-def test_a_panel_per_attack_a_line_per_defence_a_band_of_seeds():
+def band(axes):
+    heights = axes.collections[0].get_paths()[0].vertices[:, 1]
+    return heights.min(), heights.max()
+
+
+def test_a_panel_per_attack_a_line_per_defence_a_band_over_seeds():
     plot = drawn(grids.budget(seeds=("0", "1", "2"), attacks=("ipm", "alie")))["worst"]
     panels = plot.figure.axes
     assert [panel.get_title() for panel in panels] == ["ipm", "alie"]
@@ -24,10 +29,30 @@ def test_a_panel_per_attack_a_line_per_defence_a_band_of_seeds():
     assert list(own) == [*grids.SLOPES, "no attack"]
     assert list(own["mean"].get_xdata()) == pytest.approx([0.05 * i for i in range(10)])
     assert list(own["mean"].get_ydata()) == pytest.approx([0.91 - 0.08 * i for i in range(10)])
-    band = panels[0].collections[0].get_paths()[0].vertices[:, 1]
-    assert (band.min(), band.max()) == pytest.approx((0.18, 0.92))
+    assert band(panels[0]) == pytest.approx((0.19 - 0.01 * 4.302653 / 3**0.5, 0.91 + 0.01 * 4.302653 / 3**0.5))
     assert panels[0].get_ylim() == panels[1].get_ylim() and panels[0].get_ylabel() == "accuracy, worst task"
     assert all(panel.get_xlabel() == "share of Byzantine clients" for panel in panels)
+
+
+def test_two_seeds_have_a_band_from_the_least_to_the_greatest():
+    facts = grids.budget(seeds=("0", "1"))
+    plot = drawn(facts)["worst"]
+    assert band(plot.figure.axes[0]) == pytest.approx((0.18, 0.91))
+    assert "bands: least to greatest over seeds" in plot.finding
+
+
+def test_a_point_with_too_few_seeds_for_an_interval_makes_all_bands_ranges():
+    facts = grids.budget(seeds=("0", "1", "2"))
+    facts["cells"] = facts["cells"][:-1]  # the last seed of the last point
+    assert sweep_plots.band((facts | figures(facts))["points"]) == "range"
+
+
+def test_a_band_ends_where_scores_end():
+    facts = grids.sweep(
+        {"attack.fraction": ["0", "0.4"], "seed": ["0", "1", "2"]}, lambda p: (0.02, 0.5, 0.98)[int(p["seed"])]
+    )
+    (panel,) = drawn(facts)["worst"].figure.axes
+    assert band(panel) == (0.0, 1.0) and panel.get_ylim() == (0.0, 1.0)
 
 
 def test_a_line_whose_name_a_legend_would_leave_out_is_in_it():
@@ -62,7 +87,8 @@ def test_the_finding_is_said_in_numbers():
         "mean 0.545. Undefended, without an attack: 0.905."
     )
     assert "bands: least to greatest over seeds" in found.finding and "begins at" not in found.finding
-    assert "begins at 0.5." in drawn(grids.jammed())["worst"].finding
+    assert "bands: 95 % intervals of the mean" in drawn(grids.jammed())["worst"].finding
+    assert "begins at 0.4." in drawn(grids.jammed())["worst"].finding
 
 
 @pytest.mark.parametrize("number, columns, rows", [(1, 1, 1), (2, 2, 1), (3, 3, 1), (4, 2, 2), (5, 3, 2), (7, 3, 3)])

@@ -42,13 +42,39 @@ def test_of_one_seed_there_is_neither_interval_nor_range():
     assert not any("interval" in name or "range" in name for name in header)
 
 
-def test_without_an_attack_nothing_is_said_of_attackers():
-    facts = grids.sweep({"rounds": ["1", "2"]}, lambda p: 0.5)
+def free(axes, score):
+    """The facts of a sweep in which nobody attacks."""
+    facts = grids.sweep(axes, score)
     for cell in facts["cells"]:
-        cell["attack"] = "none"
-    facts |= figures(facts)
-    assert sweep_tables.tables(facts)[0][0] == "Worst task, fused received, by rounds"
-    assert len(sweep_tables.legend(facts)) == 1 and "Byz. out" in sweep_tables.legend(grids.budget())[1]
+        cell |= {"attack": "none", "byzantine": []}
+    return facts | figures(facts)
+
+
+def test_without_attack_and_defence_nothing_is_said_of_either():
+    facts = free({"rounds": ["1", "2"]}, lambda p: 0.5)
+    title, header, rows = sweep_tables.tables(facts)[0]
+    assert (title, header) == ("Worst task, fused received, by rounds", ["", "1", "2"])
+    assert rows == [["all", "0.500", "0.500"]]
+    assert sweep_tables.reading(facts) == "Accuracy on the worst task, mean over seeds."
+
+
+def test_what_a_defence_costs_is_told_without_an_attack():
+    facts = free({"defence": ["mean", "median"], "rounds": ["1", "2"]}, lambda p: 0.5 - 0.1 * (p["defence"] != "mean"))
+    _, header, rows = sweep_tables.tables(facts)[0]
+    assert header == ["", "1", "2", "cost"] and [row[-1] for row in rows] == ["0.000", "0.050"]  # of the mean task
+    said = sweep_tables.reading(facts)
+    assert "cost: " in said and "Undefended is defence=mean" in said and "breaks at" not in said and "Byz." not in said
+
+
+def test_under_a_jammer_it_is_told_where_a_setting_breaks():
+    facts = free({"channel.jsr_db": ["0", "10"]}, lambda p: 0.8 - 0.02 * float(p["channel.jsr_db"]))
+    _, header, _ = sweep_tables.tables(facts)[0]
+    assert header == ["", "0", "10", "breaks at"] and "least budget" in sweep_tables.reading(facts)
+
+
+def test_the_legend_says_what_every_column_is():
+    said = sweep_tables.reading(grids.budget())
+    assert all(f"{name}:" in said for name in ("breaks at", "cost", "Byz. out")) and "success" not in said
 
 
 def test_the_legend_names_what_failed_but_not_what_is_still_to_run():
@@ -56,4 +82,4 @@ def test_the_legend_names_what_failed_but_not_what_is_still_to_run():
     facts["cells"][3]["error"] = "Traceback\nValueError: too hot"
     facts["cells"][4]["error"] = "not run yet"
     facts |= figures(facts)
-    assert sweep_tables.legend(facts)[2:] == [f"Run {3:012x} failed: ValueError: too hot"]
+    assert sweep_tables.legend(facts)[1:] == [f"Run {3:012x} failed: ValueError: too hot"]

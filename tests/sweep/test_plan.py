@@ -20,7 +20,7 @@ def test_cells_are_all_combinations_in_the_order_of_hydra():
         {"seed": seed, "attack.f": f} for seed in ("1", "2") for f in ("1", "2")
     ]
     assert grid.axes == {"seed": ["1", "2"], "attack.f": ["1", "2"]} and grid.attack == "sign_flipping"
-    assert len(grid.runs) == 4 == len(grid.configs) and grid.question == ""
+    assert len(grid.runs) == 4 == len(grid.configs) and grid.question == grid.grid == ""
     assert set(TINY) <= set(grid.cells[0].overrides) and value(grid.cells[2].overrides, "seed") == "2"
     assert set(TINY) <= set(grid.fixed) and not any(text.startswith("seed") for text in grid.fixed)
     for cell in grid.cells:
@@ -115,6 +115,7 @@ def test_the_attack_budget_sweep():
     grid = planned("sweep=attack_budget", *few)
     assert list(grid.axes) == ["defence"] and grid.attack == "min_max"
     assert grid.question.startswith("How much of the worst task does each defence keep")
+    assert "suite: digits8" in grid.grid
     f = {cell.point["defence"]: [text for text in cell.overrides if ".f=" in text] for cell in grid.cells}
     assert f == {"mean": [], "nnm_trimmed_mean": ["preaggregator.f=6", "aggregator.f=6"]}
 
