@@ -1,15 +1,12 @@
 """The resolved experiment: composed by Hydra, checked in one go, carried as one JSON string."""
 
 import datetime
-import importlib.metadata
-import importlib.util
 import json
 import tempfile
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import torch
 from hydra.errors import HydraException
@@ -21,14 +18,14 @@ from fedfusion import hub
 from fedfusion.composition import CONF as CONF
 from fedfusion.composition import composed as composed
 from fedfusion.composition import groups as groups
-from fedfusion.coupling import Average, ProductAverage
+from fedfusion.contradictions import contradictions
 from fedfusion.lora.spec import locate
-from fedfusion.preaggregators import Unmixed
 from fedfusion.rng import generator
 from fedfusion.types import (
     Aggregator,
     Attack,
     Channel,
+    CheckedSuite,
     Clients,
     Coupling,
     FedfusionError,
@@ -37,17 +34,12 @@ from fedfusion.types import (
     Layout,
     PreAggregator,
     Realigner,
-    Samples,
     ServerOptimizer,
     TaskSuite,
 )
 from fedfusion.validation import ConfigErrors, first_line, flat
 
 CHECKED_ROUNDS = 20  # draws of clients for which the stability of a coupling is checked before the run
-CENTRAL = {  # Flower's mods that are half of a mechanism
-    "fixedclipping_mod": "DifferentialPrivacyClientSideFixedClipping",
-    "adaptiveclipping_mod": "DifferentialPrivacyClientSideAdaptiveClipping",
-}
 # what --resume may change without changing what is computed in the rounds that are already done
 RESUMABLE = frozenset(
     {
@@ -63,23 +55,6 @@ RESUMABLE = frozenset(
         "rouge_rows",
     }
 )
-
-
-@runtime_checkable
-class CheckedSuite(Protocol):
-    """A suite that can say what is wrong with its data without a model."""
-
-    def check(self, seed: int) -> None:
-        """Raise a FedfusionError that says what is wrong."""
-
-
-@runtime_checkable
-class TrustedSuite(Protocol):
-    """A suite of which the server holds more labelled rows, to judge uploads by."""
-
-    def trusted_rows(self, task: str, seed: int) -> Samples:
-        """Those rows of a task; there may be none."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,185 +160,6 @@ class Experiment:
         if violated := [sentence for sentence, holds in checks.items() if not holds]:
             raise FedfusionError("\n".join(violated))
 
-    def _check_combinations(self, words: bool) -> None:
-        """Refuse choices of which one would undo the other, or do nothing."""
-        client, virtual, causal = self.client, self.model.num_virtual_tokens, self.model.auto == "AutoModelForCausalLM"
-        into_base, moments = self.coupling.into_base, self.server_optimizer.num_moments
-        mixed = not isinstance(self.preaggregator, Unmixed)
-        on_products = getattr(self.attack, "space", "factors") == "product"
-        energy = getattr(self.guard, "energy", 1.0)
-        alike = into_base or isinstance(self.coupling, (Average, ProductAverage))
-        name, name_of_fusion = _class(self.channel), _class(self.fusion)
-        given = getattr(getattr(self.fusion, "rule", self.fusion), "coefficient", None)
-        coefficients = list(given) if isinstance(given, Sequence) else None
-        wrong = {
-            "client.train_head=true: the head of a task whose responses are text is the base's (set it to false)":
-                client.train_head and words,
-            "keep=best: heads that clients train are of the last round (set keep=last or client.train_head=false)":
-                self.keep == "best" and client.train_head,
-            "keep=best: with coupling=stacking the model of an earlier round is no adapter (set keep=last)":
-                self.keep == "best" and into_base,
-            "model.pooling=first: the first token of a causal model has not seen the text (choose last or mean)":
-                causal and not words and self.model.pooling == "first",
-            "client.ranks: virtual tokens have no rank (set it to null)": client.ranks is not None and virtual,
-            "regularizer: virtual tokens have no factors that could be orthogonal (choose another)":
-                client.regularizer.needs_tasks and virtual,
-            "regularizer: with model.freeze_a=true the factors that should become orthogonal are frozen (change one)":
-                client.regularizer.needs_tasks and self.model.freeze_a,
-            f"fusion={name_of_fusion} needs client statistics: set client.statistics=curvature":
-                self.fusion.data == "client statistics" and client.statistics == "none",
-            "client.statistics=curvature: virtual tokens have no inputs and gradients (set it to none)":
-                client.statistics != "none" and virtual,
-            "client.statistics=curvature: with coupling=stacking nothing is fused that could use them (set it to none)":
-                client.statistics != "none" and into_base,
-            f"client.statistics=curvature: fusion={name_of_fusion} has no use for it (set it to none, or choose "
-            "fusion=regmean, fisher or laplace)":
-                client.statistics != "none" and self.fusion.data != "client statistics",
-            "realign.loss=teachers: with coupling=stacking there are no adapters of single tasks (choose labels)":
-                self.realign.needs_tasks and into_base,
-            f"fusion.agree={getattr(self.fusion, 'agree', 0)} exceeds the {len(self.suite.tasks)} tasks (lower it)":
-                getattr(self.fusion, "agree", 0) > len(self.suite.tasks),
-            f"fusion.coefficient={coefficients} must have one number for each of the {len(self.suite.tasks)} tasks "
-            f"{', '.join(self.suite.tasks)} (or give one for all)":
-                coefficients is not None and len(coefficients) != len(self.suite.tasks),
-            "coupling adds products to the base: virtual tokens have none (choose another coupling)":
-                into_base and virtual,
-            f"coupling={_class(self.coupling)} gives everybody the mean of all, and leaves nothing to do for "
-            f"aggregator={_class(self.aggregator)} and preaggregator={_class(self.preaggregator)} (choose "
-            "coupling=none, or aggregator=mean and preaggregator=none)":
-                alike and (mixed or not self.aggregator.linear),
-            f"guard.energy={energy}: virtual tokens have no product (set it to 1)":
-                energy < 1 and virtual,
-            f"guard.energy={energy} changes A, which model.freeze_a=true forbids (set it "
-            "to 1)": energy < 1 and self.model.freeze_a,
-            "attack.space=product: with model.freeze_a=true only B is sent, and the product is linear in it (set "
-            "attack.space=factors)": on_products and self.model.freeze_a,
-            "attack.space=product: virtual tokens have no product (set attack.space=factors)":
-                on_products and virtual,
-            "server_optimizer: with coupling=stacking nothing is left to do (choose plain)": into_base and moments,
-            f"payload={self.payload} with model.freeze_a={str(self.model.freeze_a).lower()}: B alone is sent if, and "
-            "only if, A is frozen (set payload=frozen_a and model.freeze_a=true, or neither)":
-                (self.payload == "frozen_a") != self.model.freeze_a,
-            "payload=product: virtual tokens have no product (choose factors)": self.payload == "product" and virtual,
-            "payload=product: factors that the server makes anew in each round have no mean (choose payload=factors, "
-            "or a coupling that averages none, as coupling=none)":
-                self.payload == "product" and self.coupling.averages_factors,
-            "payload=product: factors that the server makes anew in each round have no momentum (choose "
-            "server_optimizer=plain, or payload=factors)":
-                self.payload == "product" and bool(moments),
-        } | {
-            f"{stage} needs the upload of every single client, but channel={name} yields only the sum of a task's "
-            f"clients ({fix})": self.channel.superposes and needs
-            for stage, needs, fix in (
-                (f"aggregator={_class(self.aggregator)}", not self.aggregator.linear, "choose aggregator=mean"),
-                (f"preaggregator={_class(self.preaggregator)}", mixed, "choose preaggregator=none"),
-                (f"guard={_class(self.guard)}", self.guard.needs_rows, "choose guard=norm_clip"),
-                (f"coupling={_class(self.coupling)}", self.coupling.needs_rows, "choose coupling=none"),
-            )
-        } | {
-            f"channel={name} sums A and B, and the product of the sums is not the sum of the products (choose "
-            "payload=frozen_a with model.freeze_a=true, payload=product, or coupling=average, which averages factors)":
-                self.channel.superposes and self.payload == "factors" and not self.coupling.averages_factors,
-            f"channel={name} sums uploads of equal size, but client.ranks={client.ranks} differ (set it to null)":
-                self.channel.superposes and self.payload != "product" and len(set(client.ranks or [])) > 1,
-        }  # fmt: skip
-        if violated := [sentence for sentence, holds in wrong.items() if holds]:
-            raise FedfusionError("\n".join(violated))
-
-    def _check_mods(self) -> None:
-        """Refuse client mods that are none, that need another server, or that something would bypass."""
-        client, wrong = self.client, []
-        for mod in client.mods:
-            name = getattr(getattr(mod, "func", mod), "__name__", _class(mod))
-            if not callable(mod):
-                wrong.append(
-                    f"client.mods: {mod!r} is no mod (give {{_target_: IMPORT.PATH, ...}}, for a function with "
-                    "_partial_: true)"
-                )
-            elif name in CENTRAL:
-                wrong.append(
-                    f"client.mods: {name} takes its clipping norm from a strategy of Flower's, {CENTRAL[name]}, which "
-                    "adds the noise; here is none (choose flwr.clientapp.mod.LocalDpMod, which clips and adds noise at "
-                    "the client, with sensitivity=0 clips only)"
-                )
-            elif name in ("secagg_mod", "secaggplus_mod"):
-                wrong.append(f"client.mods: {name}, secure aggregation, {self._why_no_sum()} (take it out)")
-            for budget in ("epsilon", "delta"):
-                if not getattr(mod, budget, 1) > 0:
-                    wrong.append(f"client.mods: {name} needs a positive {budget}, got {getattr(mod, budget)}")
-        for setting, value in (("train_head", True), ("statistics", "curvature")):
-            if client.mods and getattr(client, setting) == value:
-                wrong.append(
-                    f"client.mods: what client.{setting}={str(value).lower()} sends besides the update would bypass "
-                    f"them (set it to {'false' if value is True else 'none'}, or client.mods to [])"
-                )
-        if wrong:
-            raise FedfusionError("\n".join(wrong))
-
-    def _why_no_sum(self) -> str:
-        """Why the sum of all uploads alone would not do."""
-        needing = [
-            f"{key}={_class(stage)}"
-            for key, stage, needs in (
-                ("guard", self.guard, self.guard.needs_rows),
-                ("preaggregator", self.preaggregator, not isinstance(self.preaggregator, Unmixed)),
-                ("aggregator", self.aggregator, not self.aggregator.linear),
-                ("coupling", self.coupling, self.coupling.needs_rows),
-            )
-            if needs
-        ]
-        if len(self.suite.tasks) > 1 and self.aggregate_within == "task":
-            needing.append(f"fusion={_class(self.fusion)} of {len(self.suite.tasks)} tasks")
-        if needing:
-            return (
-                f"shows the server only the sum of all uploads, but {', '.join(needing)} must see more: each client's, "
-                "or each task's"
-            )
-        return f"is offered by Flower {importlib.metadata.version('flwr')} for its former API alone"
-
-    def _check_groups(self) -> None:
-        """Refuse a rule that is meant for more clients than it will see."""
-        held = Counter(self.suite.task_of(client) for client in range(self.suite.num_clients))
-        sizes = {f"task '{task}' has": n for task, n in held.items()}
-        if self.aggregate_within == "federation":
-            sizes = {"the federation has": self.suite.num_clients}
-        for group, n in sizes.items():
-            if lack := self.lack(n):
-                key, stage, size = lack
-                mixed = f" of {n} once {_class(self.preaggregator)} has merged them" if size < n else ""
-                raise FedfusionError(
-                    f"{key}={_class(stage)} needs {stage.inequality} uploads: {group} n={size}{mixed}, "
-                    f"{key}.f={stage.f} ({'lower it, or ' * (stage.f > 0)}raise suite.clients_per_task)"
-                )
-
-    def _check_trusted(self) -> None:
-        """Refuse stages that judge by samples which the server does not hold."""
-        held = int(getattr(self.suite, "trusted", 2)) if isinstance(self.suite, TrustedSuite) else 0
-        if self.keep == "best" and held < 2:
-            raise FedfusionError(
-                f"keep=best compares rounds on labelled samples that no head was made of, and needs 2 of each task or "
-                f"more, but suite.trusted={held} (set it to 64, or keep=last)"
-            )
-        for stage, rule, other in (("guard", self.guard, "norm_clip"), ("aggregator", self.aggregator, "mean")):
-            if rule.needs_root and held < 2:
-                raise FedfusionError(
-                    f"{stage}={_class(rule)} judges uploads by labelled samples that no head was made of, and needs 2 "
-                    f"of each task or more, but suite.trusted={held} (set it to 64, or choose {stage}={other})"
-                )
-
-    def _check_rouge(self) -> None:
-        classes = [task for task in self.suite.tasks if self.suite.num_classes(task)]
-        if classes:
-            raise FedfusionError(
-                f"rouge_rows={self.rouge_rows} needs responses of text, but the labels of task '{classes[0]}' are "
-                "classes (set rouge_rows=0, or choose a suite of instructions, as suite=lists)"
-            )
-        if importlib.util.find_spec("rouge_score") is None:
-            raise FedfusionError(
-                f"rouge_rows={self.rouge_rows} needs rouge-score, which is not installed: "
-                "pip install 'fedfusion[instruct]' (or set rouge_rows=0)"
-            )
-
     def byzantine(self) -> tuple[int, ...]:
         """The Byzantine clients of the run, drawn by its seed."""
         tasks = [self.suite.task_of(client) for client in range(self.suite.num_clients)]
@@ -409,26 +205,18 @@ class Experiment:
                 f"{self.model.auto} (choose another model, or another suite)"
             )
         self.head.check(self.model, self.suite)
-        self._check_combinations(bool(words))
-        self._check_mods()
+        if found := contradictions(self):
+            raise FedfusionError("\n".join(found))
         for task in dict.fromkeys(self.suite.task_of(client) for client in self.byzantine()):
             if self.attack.poisons:  # tried on a few samples
                 rng, few = generator(self.seed, "poison"), self.suite.root(task, self.seed)
                 self.attack.poison(few, self.suite.num_classes(task), rng)
-        self._check_groups()
-        self._check_trusted()
-        if self.rouge_rows:
-            self._check_rouge()
         clients = self.clients(Layout(("nothing",), ((1,),)), torch.zeros(1))
         adapters = torch.zeros(self.suite.num_clients, 1)
         for server_round in range(1, 1 + (1 if self.fraction == 1 else min(self.rounds, CHECKED_ROUNDS))):
             heard = torch.tensor(sorted(self.chosen(server_round)))
             weights = torch.full((len(heard),), 1 / len(heard))
             self.coupling(adapters, heard, weights, clients, generator(self.seed, "coupling", server_round))
-
-
-def _class(stage: object) -> str:
-    return type(stage).__name__
 
 
 def resolve(overrides: Sequence[str]) -> DictConfig:
@@ -482,7 +270,7 @@ def resume(run_dir: Path, overrides: Sequence[str]) -> tuple[DictConfig, list[st
     fresh = OmegaConf.to_container(cfg)
     assert isinstance(stored, dict) and isinstance(fresh, dict)
     ours, theirs = (flat({k: v for k, v in cfg.items() if k not in RESUMABLE}) for cfg in (fresh, stored))
-    differing = [key for key in sorted(ours.keys() | theirs.keys()) if repr(ours.get(key)) != repr(theirs.get(key))]
+    differing = [key for key in sorted(ours.keys() | theirs.keys()) if differ(ours.get(key), theirs.get(key))]
     if differing:
         allowed = ", ".join(sorted(RESUMABLE - {"run_dir"}))
         raise ConfigErrors(
@@ -493,6 +281,20 @@ def resume(run_dir: Path, overrides: Sequence[str]) -> tuple[DictConfig, list[st
             ]
         )
     return cfg, combined
+
+
+def differ(ours: Any, theirs: Any) -> bool:
+    """Whether two settings do; 20 is 20.0 and nan is nan, but 1 is not true."""
+    return repr(_plain(ours)) != repr(_plain(theirs))
+
+
+def _plain(setting: Any) -> Any:
+    """The same with whole numbers as integers."""
+    if isinstance(setting, list):
+        return [_plain(each) for each in setting]
+    if isinstance(setting, dict):
+        return {key: _plain(value) for key, value in sorted(setting.items())}
+    return int(setting) if isinstance(setting, float) and setting.is_integer() else setting
 
 
 def fresh_run_dir(cfg: DictConfig) -> Path:

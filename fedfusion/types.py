@@ -659,3 +659,20 @@ class TaskSuite(Protocol):
     def test(self, task: str) -> Samples:
         """The test data of a task."""
         ...
+
+
+@runtime_checkable
+class CheckedSuite(Protocol):
+    """A suite that can say what is wrong with its data without a model."""
+
+    def check(self, seed: int) -> None:
+        """Raise a FedfusionError that says what is wrong."""
+
+
+@runtime_checkable
+class TrustedSuite(Protocol):
+    """A suite of which the server holds more labelled rows, to judge uploads by."""
+
+    def trusted_rows(self, task: str, seed: int) -> Samples:
+        """Those rows of a task; there may be none."""
+        ...

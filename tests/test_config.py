@@ -2,8 +2,9 @@ import math
 from importlib.util import find_spec
 
 import pytest
+from omegaconf import OmegaConf
 
-from fedfusion.config import CONF, Experiment, build, groups, resolve, to_json
+from fedfusion.config import CONF, Experiment, build, differ, groups, resolve, resume, to_json
 from fedfusion.listing import describe, listing
 from fedfusion.validation import ConfigErrors
 
@@ -117,15 +118,9 @@ def test_the_default_is_the_quickstart():
         (["rounds=[", "seed=x"], ["rounds=[", "seed: expected int, got 'x'"]),
         (["suite.tasks=[upright-digit,walking]"], ["there is no task 'walking'"]),
         (["rouge_rows=-1"], ["rouge_rows must be at least 0, got -1"]),
-        (["rouge_rows=4"], ["the labels of task 'upright-digit' are classes (set rouge_rows=0"]),
         (["model.lora.r=8", "client.ranks=[16]"], ["client.ranks=[16] must not exceed model.lora.r=8"]),
         (["+model.lora.init_lora_weights=pissa"], ["model.lora.init_lora_weights=pissa starts from a product"]),
         (["suite=lists"], ["suite: 'vit-glyphs' has no tokenizer"]),
-        (
-            ["suite=lists", "model=gpt2_lists", "client.train_head=true", "client.ranks=[2]"]
-            + ["model.num_virtual_tokens=4", "coupling=stacking"],
-            ["client.train_head=true: the head", "client.ranks: virtual tokens", "coupling adds products to the base"],
-        ),
         (
             ["coupling=laplacian", "coupling.normalise=none", "adjacency=uniform"],
             ["coupling.strength x coupling.server_lr = 0.5 diverges, the 16 clients heard are stable up to 0.125"],
@@ -142,42 +137,7 @@ def test_the_default_is_the_quickstart():
             ["channel=mimo", "channel.bandwidth_hz=-1", "channel.overhead=2", "channel.group_size=9"],
             ["send 9 streams at once", "channel.bandwidth_hz=-1 must be", "channel.overhead=2 must be in [0, 1)"],
         ),
-        (["payload=frozen_a"], ["payload=frozen_a with model.freeze_a=false"]),
-        (["payload=product", "coupling=average"], ["the server makes anew in each round have no mean"]),
-        (["payload=product", "server_optimizer=fedadam"], ["anew in each round have no momentum"]),
         (["fading=rician"], ["fading=rician: nothing here takes it (fading goes with channel=cell, mimo, packet)"]),
-        (["channel=aircomp", "guard=norm_clip"], ["channel=AirComp sums A and B, and the product of the sums is not"]),
-        (
-            ["channel=aircomp", "coupling=laplacian", "client.ranks=[4,8]", "guard=norm_clip"],
-            ["coupling=Laplacian needs the upload of every single client", "but client.ranks=[4, 8] differ"],
-        ),
-        (
-            ["channel=aircomp", "payload=product", "aggregator=krum", "preaggregator=nnm"],
-            [
-                f"{stage} needs the upload of every single client, but channel=AirComp yields only the sum"
-                for stage in ("aggregator=Krum", "preaggregator=NNM", "guard=TaskAware")
-            ],
-        ),
-        (
-            ["aggregator=krum"],
-            [
-                "aggregator=Krum needs n >= 2f + 3 uploads: task 'upright-digit' has n=2, aggregator.f=1 (lower it, or "
-                "raise suite.clients_per_task)"
-            ],
-        ),
-        (
-            ["preaggregator=nnm", "preaggregator.f=8", "aggregate_within=federation"],
-            ["preaggregator=NNM needs n >= 2f + 1 uploads: the federation has n=16, preaggregator.f=8"],
-        ),
-        (
-            ["preaggregator=bucketing", "aggregator=krum", "suite.clients_per_task=8"],
-            ["task 'upright-digit' has n=4 of 8 once Bucketing has merged them, aggregator.f=1"],
-        ),
-        (["suite.trusted=0"], ["guard=TaskAware judges uploads by labelled samples that no head was made of"]),
-        (
-            ["suite.trusted=0", "guard=norm_clip", "aggregator=fltrust"],
-            ["aggregator=FLTrust judges uploads by labelled samples that no head was made of, and needs 2"],
-        ),
         (["attack=sign_flipping", "attack.clients=[3,16]"], ["attack.clients names client 16, but there are 16"]),
         (["attack=sign_flipping", "attack.tasks=[walking]"], ["attack.tasks: there is no task 'walking'"]),
         (["attack=task_hijack", "attack.upload.task=walking"], ["attack.upload.task: there is no task 'walking'"]),
@@ -189,14 +149,6 @@ def test_the_default_is_the_quickstart():
         (
             ["attack=backdoor", "suite=lists", "model=gpt2_lists"],
             ["attack.data: a backdoor wants a class, but the labels of this task are text"],
-        ),
-        (
-            ["attack=sign_flipping", "model.freeze_a=true", "payload=frozen_a"],
-            ["attack.space=product: with model.freeze_a=true only B is sent"],
-        ),
-        (
-            ["attack=sign_flipping", "suite=lists", "model=gpt2_lists", "model.num_virtual_tokens=4"],
-            ["attack.space=product: virtual tokens have no product"],
         ),
         (["suite.unlabelled=140"], ["suite.unlabelled and suite.trusted must be at least 0 and together at most 170"]),
     ],
@@ -227,3 +179,77 @@ def test_what_an_option_is_built_of_is_documented_with_it():
         "target_bler",
     ):
         assert part in text
+
+
+@pytest.mark.parametrize(
+    "ours, theirs",
+    [
+        (20, 20.0),
+        (0.0, -0.0),
+        (math.nan, math.nan),
+        (math.inf, math.inf),
+        ([1, [2.0]], [1.0, [2]]),
+        ([{"a": 1, "b": 2}], [{"b": 2.0, "a": 1.0}]),
+        (None, None),
+        ("x", "x"),
+    ],
+)
+def test_settings_are_compared_by_their_values(ours, theirs):
+    assert not differ(ours, theirs) and not differ(theirs, ours)
+
+
+@pytest.mark.parametrize(
+    "ours, theirs",
+    [
+        (1, True),
+        (0.0, False),
+        ([1], [True]),
+        (20, 20.5),
+        (2**60, 2**60 + 1),
+        ("20", 20),
+        (None, 0),
+        (math.inf, -math.inf),
+        ([1, 2], [2, 1]),
+        ([{"a": 1}], [{"a": 2}]),
+    ],
+)
+def test_other_values_are_other_settings(ours, theirs):
+    assert differ(ours, theirs) and differ(theirs, ours)
+
+
+@pytest.fixture
+def begun(tmp_path):
+    """The folder of a run that has just begun."""
+
+    def begin(*overrides):
+        (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(resolve(overrides)))
+        (tmp_path / "overrides.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(list(overrides))))
+        return tmp_path
+
+    return begin
+
+
+@pytest.mark.parametrize(
+    "given, again",
+    [
+        ("channel.jsr_db=20.0", "channel.jsr_db=20"),
+        ("client.lr=1", "client.lr=1.0"),
+        ("guard.refuse=inf", "guard.refuse=INF"),
+        ("attack=garbage attack.f=1 attack.upload.value=nan", "attack.f=1"),
+    ],
+)
+def test_a_run_is_resumed_with_the_same_number_written_otherwise(given, again, begun):
+    assert resume(begun(*given.split()), [again])[1] == [*given.split(), again]
+
+
+@pytest.mark.parametrize(
+    "given, again, said",
+    [
+        ("channel.jsr_db=20.0", "channel.jsr_db=20.5", "'channel.jsr_db' is 20.5 here and 20.0 in the run"),
+        ("guard.refuse=inf", "guard.refuse=30", "'guard.refuse' is 30 here and inf in the run"),
+        ("model.freeze_a=false", "model.freeze_a=true payload=frozen_a", "'model.freeze_a' is True here and False"),
+    ],
+)
+def test_a_run_is_not_resumed_with_another_setting(given, again, said, begun):
+    with pytest.raises(ConfigErrors, match=said):
+        resume(begun(given), again.split())

@@ -10,12 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedfusion.client.train import evaluate
-from fedfusion.config import TrustedSuite
 from fedfusion.lora.model import LoraModel
 from fedfusion.lora.product import CoreSpace
 from fedfusion.server.store import Store
 from fedfusion.tasks.heads import Head, HeadSource, LanguageHead, PrototypeHead, Prototypes
-from fedfusion.types import Layout, Probe, Samples, TaskSuite, concatenate
+from fedfusion.types import Layout, Probe, Samples, TaskSuite, TrustedSuite, concatenate
 
 Scores = dict[str, dict[str, float]]  # task -> accuracy, loss
 

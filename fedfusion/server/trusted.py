@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedfusion.client.train import Job
-from fedfusion.config import Experiment, TrustedSuite
+from fedfusion.config import Experiment
 from fedfusion.lora.curvature import curvature
 from fedfusion.lora.model import LoraModel
 from fedfusion.rng import generator
 from fedfusion.server.evaluation import RootProbe
 from fedfusion.tasks.heads import Head
-from fedfusion.types import Layout, Samples, Updates
+from fedfusion.types import Layout, Samples, TrustedSuite, Updates
 
 ROWS = 256  # samples that go through the model at once
 
