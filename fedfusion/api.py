@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from fedfusion import config, hub
 from fedfusion.composition import SEARCHPATH, grid
 from fedfusion.server.checkpoint import Checkpoints, write_atomically
+from fedfusion.strict_json import dumps
 from fedfusion.types import FedfusionError
 from fedfusion.validation import ConfigErrors
 
@@ -151,7 +152,7 @@ def launch(cfg: DictConfig, overrides: Sequence[str], run_dir: Path, report: boo
     with checkpoints.writing(run_dir):
         facts = json.loads((run_dir / "results.json").read_text())
         facts["command"] = shlex.join(["fedfusion", "run", *overrides])
-        write_atomically(run_dir / "results.json", json.dumps(facts, indent=1) + "\n")
+        write_atomically(run_dir / "results.json", dumps(facts, indent=1) + "\n")
         if report:
             reporting.make(run_dir)
     return Results(run_dir, facts)

@@ -1,7 +1,6 @@
 """The command line. Everything heavy is imported inside the verbs, so that `--help` is quick."""
 
 import contextlib
-import json
 import shlex
 import signal
 import sys
@@ -18,6 +17,7 @@ import typer
 from fedfusion import __version__, completion
 from fedfusion.console import Verbs, plain_errors, refuse
 from fedfusion.deploy import cli as deploy
+from fedfusion.strict_json import dumps, worded
 
 app = typer.Typer(
     cls=Verbs,
@@ -85,7 +85,7 @@ def run(
     with _interruptible(f"fedfusion run --resume {prepared[-1]}"), _progress(as_json):
         results = api.launch(*prepared)
     if as_json:
-        typer.echo(json.dumps(results.facts))
+        typer.echo(dumps(results.facts))
     else:
         report.show(results.facts)
         served = "served/ " if (results.folder / "served").exists() else ""
@@ -132,7 +132,7 @@ def sweep(
 
         facts = sweep(overrides, out)
     if as_json:
-        typer.echo(json.dumps(facts))
+        typer.echo(dumps(facts))
     elif facts["points"] and "estimate_s" not in facts:
         report.show(facts)
     if any(cell["error"] for cell in facts["cells"]) and "estimate_s" not in facts:
@@ -172,7 +172,7 @@ def rebuild(
         pages = rebuild.rebuild(folders, facts)
         lines = [str(page) for page in pages]
         told = {"reports": lines}
-    typer.echo(json.dumps(told) if as_json else "\n".join(lines))
+    typer.echo(dumps(told) if as_json else "\n".join(lines))
     if in_browser:
         for page in pages:
             if not webbrowser.open(page.resolve().as_uri()):
@@ -209,7 +209,7 @@ def merge(
     sources = [text for text in arguments if "=" not in text or Path(text).is_dir()]
     facts = merge(sources, [text for text in arguments if text not in sources], out, per_task)
     if as_json:
-        typer.echo(json.dumps(facts))
+        typer.echo(dumps(facts))
     else:
         card.show_merge(facts)
         typer.echo(f"\n{out}: {' '.join(sorted(path.name + '/' * path.is_dir() for path in out.iterdir()))}")
@@ -246,9 +246,9 @@ def evaluate(
     if to_card:
         card.add_scores(Path(adapter), results)
     if out:
-        write_atomically(out, json.dumps(results, indent=1) + "\n")
+        write_atomically(out, dumps(results, indent=1) + "\n")
     if as_json:
-        typer.echo(json.dumps(results))
+        typer.echo(dumps(results))
         return
     card.show_evaluation(results)
 
@@ -265,9 +265,9 @@ def validate(overrides: Overrides = None, config_dir: ConfigDir = None, as_json:
         if not as_json:
             raise
         sentences = str(error).splitlines()
-        typer.echo(json.dumps({"valid": False, "errors": sentences}))
+        typer.echo(dumps({"valid": False, "errors": sentences}))
         refuse(sentences, error.exit_code, as_json=False)
-    typer.echo(json.dumps({"valid": True, "errors": []}) if as_json else "the configuration is valid")
+    typer.echo(dumps({"valid": True, "errors": []}) if as_json else "the configuration is valid")
 
 
 @app.command()
@@ -285,10 +285,10 @@ def ls(
     if what and "/" in what:
         group, _, name = what.partition("/")
         facts = describe(group, name, own)
-        typer.echo(json.dumps(facts) if as_json else f"{facts['yaml']}\n{reflowed(facts['documentation'])}".rstrip())
+        typer.echo(dumps(facts) if as_json else f"{facts['yaml']}\n{reflowed(facts['documentation'])}".rstrip())
         return
     rows = listing(what, own)
-    typer.echo(json.dumps(rows, indent=1) if as_json else show(rows, in_full=what is not None))
+    typer.echo(dumps(rows, indent=1) if as_json else show(rows, in_full=what is not None))
 
 
 @app.command()
@@ -297,7 +297,7 @@ def doctor(as_json: AsJson = False) -> None:
     from fedfusion.doctor import examine, show
 
     findings = examine()
-    typer.echo(json.dumps([asdict(finding) for finding in findings], indent=1) if as_json else show(findings))
+    typer.echo(dumps([asdict(finding) for finding in findings], indent=1) if as_json else show(findings))
     if any(finding.needed and not finding.ok for finding in findings):
         raise SystemExit(1)
 
@@ -333,7 +333,7 @@ def _show_configuration(overrides: list[str], resume: Path | None, as_json: bool
     from fedfusion import config
 
     cfg = config.resume(resume, overrides)[0] if resume else config.resolve(overrides)
-    typer.echo(config.to_json(cfg) if as_json else OmegaConf.to_yaml(cfg).rstrip())
+    typer.echo(dumps(worded(OmegaConf.to_container(cfg))) if as_json else OmegaConf.to_yaml(cfg).rstrip())
 
 
 def _searched(config_dir: Path | None) -> list[str]:

@@ -2,7 +2,6 @@
 
 import contextlib
 import difflib
-import json
 import os
 import sys
 import textwrap
@@ -12,6 +11,8 @@ from typing import Any, TextIO
 import click
 import typer
 from typer.core import TyperGroup
+
+from fedfusion.strict_json import dumps
 
 PIPED = 80  # columns of what is not a terminal
 NARROW = 60  # below, a text is written under its name
@@ -61,7 +62,7 @@ def plain_errors(as_json: bool | None = None) -> Iterator[None]:
 def refuse(sentences: Sequence[str], exit_code: int, as_json: bool) -> None:
     """Print what is wrong, one sentence each, and exit."""
     if as_json:
-        typer.echo(json.dumps({"error": list(sentences), "exit_code": exit_code}))
+        typer.echo(dumps({"error": list(sentences), "exit_code": exit_code}))
     say_errors(sentences)
     raise SystemExit(exit_code) from None
 

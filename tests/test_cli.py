@@ -187,3 +187,11 @@ def test_the_command_line_imports_nothing_heavy():
     code = "import fedfusion.cli, sys; print({'torch', 'flwr', 'hydra', 'transformers'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
     assert "validate" in fedfusion("--help").stdout
+
+
+def test_the_configuration_is_strict_json_with_words_for_what_is_not_finite():
+    arguments = ["run", "--cfg", "job", "--json", "guard.refuse=inf", "attack=garbage", "attack.f=1"]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0 and "Infinity" not in done.stdout
+    found = json.loads(done.stdout)
+    assert found["guard"]["refuse"] == found["attack"]["upload"]["value"] == "inf" and found["attack"]["f"] == 1

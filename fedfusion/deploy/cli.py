@@ -1,6 +1,5 @@
 """`fedfusion deploy`: its verbs. Everything heavy is imported inside them, so that `--help` is quick."""
 
-import json
 import re
 from collections.abc import Callable
 from functools import partial
@@ -10,6 +9,7 @@ from typing import Annotated
 import typer
 
 from fedfusion.console import Verbs
+from fedfusion.strict_json import dumps
 
 app = typer.Typer(
     cls=Verbs, no_args_is_help=True, help="Run on real devices: keys and certificates, SuperLink and SuperNodes."
@@ -51,7 +51,7 @@ def init(
         deployment = init.create(folder, NODES if nodes is None else nodes, host or [], PORT if port is None else port)
     if as_json:
         facts = {"folder": str(deployment.home), "hosts": list(deployment.hosts), "port": deployment.port}
-        typer.echo(json.dumps(facts | {"devices": [str(device.folder) for device in deployment.devices()]}))
+        typer.echo(dumps(facts | {"devices": [str(device.folder) for device in deployment.devices()]}))
         return
     if rotate:
         typer.echo(f"{folder}: new certificate, new keys of {len(deployment.devices())} devices; carry them there")
@@ -85,7 +85,7 @@ def up(
             say("no Docker engine answers here: plain processes")
         up(deployment, nodes, say)
     if as_json:
-        typer.echo(json.dumps(examine(deployment)))
+        typer.echo(dumps(examine(deployment)))
     elif not contained:
         typer.echo(f"logs       {folder / 'logs'}\nnext       fedfusion deploy run --dir {folder}")
 
@@ -104,7 +104,7 @@ def node(
         serve(folder, superlink, port, _say(as_json))
     except SystemExit as ended:
         if as_json:
-            typer.echo(json.dumps({"folder": str(folder.resolve()), "superlink": superlink, "exit_code": ended.code}))
+            typer.echo(dumps({"folder": str(folder.resolve()), "superlink": superlink, "exit_code": ended.code}))
         raise
 
 
@@ -115,7 +115,7 @@ def status(folder: Dir = HOME, as_json: AsJson = False) -> None:
     from fedfusion.deploy.status import examine, show
 
     facts = examine(Deployment.at(folder))
-    typer.echo(json.dumps(facts) if as_json else "\n".join(show(facts)))
+    typer.echo(dumps(facts) if as_json else "\n".join(show(facts)))
     if not facts["superlink"]["healthy"]:
         raise SystemExit(1)
 
@@ -131,7 +131,7 @@ def down(folder: Dir = HOME, as_json: AsJson = False) -> None:
     down(deployment, say)
     containers = docker.down(deployment)
     if as_json:
-        typer.echo(json.dumps({"folder": str(deployment.home), "containers_removed": containers}))
+        typer.echo(dumps({"folder": str(deployment.home), "containers_removed": containers}))
     elif containers:
         typer.echo("containers removed")
 

@@ -17,16 +17,20 @@ from fedfusion.deploy.up import check, chosen, wait_online, wait_server, warn
 from fedfusion.types import FedfusionError
 
 CHECKOUT = Path(__file__).parent.parent.parent
+ANSWER_S = 10.0  # within which an engine must
 
 
-def available() -> bool:
-    """Whether `docker compose` works here, and an engine answers."""
+def available(answer_s: float = ANSWER_S) -> bool:
+    """Whether `docker compose` works here, and an engine answers within so many seconds."""
     if shutil.which("docker") is None:
         return False
-    return all(
-        subprocess.run(["docker", *arguments], capture_output=True).returncode == 0
-        for arguments in (["compose", "version"], ["info"])
-    )
+    try:
+        return all(
+            subprocess.run(["docker", *arguments], capture_output=True, timeout=answer_s).returncode == 0
+            for arguments in (["compose", "version"], ["info"])
+        )
+    except subprocess.TimeoutExpired:
+        return False
 
 
 def up(deployment: Deployment, nodes: int | None, say: Callable[[str], None]) -> None:

@@ -14,7 +14,7 @@ from flwr.clientapp import ClientApp
 from flwr.common import log
 
 from fedfusion.federation.grid import failure, python_path
-from fedfusion.server.nodes import remaining_s
+from fedfusion.server.lost import remaining_s
 from fedfusion.types import RunFailed
 
 STARTUP_S = 300.0  # without an actor for so long the run ends

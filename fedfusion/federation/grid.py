@@ -11,7 +11,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedfusion.server.nodes import remaining_s
+from fedfusion.server.lost import remaining_s
 
 
 def python_path() -> str:

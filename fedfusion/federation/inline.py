@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from fedfusion.federation.grid import VirtualGrid, failure
 from fedfusion.federation.recorded import remembering
-from fedfusion.server.nodes import remaining_s
+from fedfusion.server.lost import remaining_s
 
 
 @dataclass(frozen=True)

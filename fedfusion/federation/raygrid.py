@@ -14,7 +14,7 @@ from flwr.common import log
 
 from fedfusion.federation.actors import Actors, Call, Seat
 from fedfusion.federation.grid import VirtualGrid, failure
-from fedfusion.server.nodes import remaining_s
+from fedfusion.server.lost import remaining_s
 
 if TYPE_CHECKING:
     from fedfusion.federation.ray import Ray

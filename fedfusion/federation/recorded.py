@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fedfusion.config import Experiment
 from fedfusion.federation.grid import VirtualGrid
-from fedfusion.server.nodes import remaining_s
+from fedfusion.server.lost import remaining_s
 from fedfusion.server.store import Store
 
 

@@ -8,18 +8,17 @@ from typing import Any
 
 from huggingface_hub import ModelCard
 from omegaconf import OmegaConf
-from rich import box
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from fedfusion.lora.spec import base_name
 from fedfusion.offline.adapters import PREFIX
+from fedfusion.reporting import tables
 from fedfusion.reporting.card import eval_results, metadata, render
 from fedfusion.types import Fusion
 
 SHOWN = 8  # modules in the card's table of losses
 LOST = 0.0005  # of a module's energy: what is less is not worth a word
+NAMES = ("base", "adapter")  # of what an evaluation compares
 
 
 def text(facts: Mapping[str, Any], rule: Fusion) -> str:
@@ -90,31 +89,23 @@ def notes(facts: Mapping[str, Any]) -> list[str]:
 def show_merge(facts: Mapping[str, Any], console: Console | None = None) -> None:
     """Print the adapters, what they became, and what a reader must know."""
     console = console or Console(highlight=False)
-    table = _table("adapter", "rank", "norm", "cosine")
-    for i, row in enumerate(facts["adapters"]):
-        cells = (str(row["rank"]), f"{row['norm']:.4g}", f"{row['cosine']:.3f}")
-        table.add_row(escape(row["name"]), *cells, end_section=i == len(facts["adapters"]) - 1)
-    table.add_row("merged", str(facts["merged"]["rank"]), f"{facts['merged']['norm']:.4g}", "")
-    console.print(table)
-    for line in notes(facts):
+    rows = [[row["name"], str(row["rank"]), f"{row['norm']:.4g}", f"{row['cosine']:.3f}"] for row in facts["adapters"]]
+    merged = ["merged", str(facts["merged"]["rank"]), f"{facts['merged']['norm']:.4g}", ""]
+    tables.show(console, ["adapter", "rank", "norm", "cosine"], [*rows, merged], totals=1)
+    for line in ["", *notes(facts)]:
         console.print(line, markup=False)
 
 
 def show_evaluation(results: Mapping[str, Any], console: Console | None = None) -> None:
     """Print the scores of the adapter beside those of its base."""
     console = console or Console(highlight=False)
-    table = _table("task", "base", "adapter", "loss of\nbase", "loss of\nadapter", title=f"test {results['measure']}")
-    for i, (task, scores) in enumerate(results["tasks"].items()):
-        cells = [f"{scores[name][what]:.3f}" for what in ("accuracy", "loss") for name in ("base", "adapter")]
-        table.add_row(escape(task), *cells, end_section=i == len(results["tasks"]) - 1)
-    for name, key in (("mean", "mean"), ("worst task", "worst")):
-        table.add_row(name, *(f"{results[key][which]:.3f}" for which in ("base", "adapter")), "", "")
-    console.print(table)
-
-
-def _table(first: str, *columns: str, title: str | None = None) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column(first, no_wrap=True)
-    for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
-    return table
+    rows = [
+        [task, *(f"{scores[name][what]:.3f}" for what in ("accuracy", "loss") for name in NAMES)]
+        for task, scores in results["tasks"].items()
+    ]
+    overall = [
+        [name, *(f"{results[key][which]:.3f}" for which in NAMES), "", ""]
+        for name, key in (("mean", "mean"), ("worst task", "worst"))
+    ]
+    console.print(f"test {results['measure']}", style="italic")
+    tables.show(console, ["task", *NAMES, *(f"{name} loss" for name in NAMES)], [*rows, *overall], totals=len(overall))

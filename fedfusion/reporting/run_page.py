@@ -1,13 +1,17 @@
 """What the page of a run says beside its table and plots."""
 
+import contextlib
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
 from fedfusion.composition import CONF, ELSEWHERE, SEARCHPATH, compose, groups, parse, searched
+from fedfusion.config import differ
 from fedfusion.reporting.run_plots import STAGES, final, stages
+from fedfusion.strict_json import unworded
 from fedfusion.validation import ConfigErrors, flat
 
 NOTHING = "–"
@@ -84,24 +88,25 @@ def by_round(metrics: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 def differences(results: Mapping[str, Any]) -> list[list[str]]:
     """What was chosen, and set, otherwise than by `fedfusion run` alone: key, default and value.
 
-    Options of groups are those of the command, and the default of a setting is that of its option. Where the command
-    says nothing, or names options that are no more, every setting is compared with that of the default options.
+    Options of groups are those of the command that changed a setting, and the default of a setting is that of its
+    option. Where the command says nothing, or names options that are no more, every setting is compared with that of
+    the default options.
     """
     parsed = parse(_overrides(results))[0]
     try:
         offered = {SEARCHPATH, *groups(searched(parsed))}
-        chosen = [override for override in parsed if override.key_or_group in offered]
+        chosen = _telling([override for override in parsed if override.key_or_group in offered])
         composed = OmegaConf.to_container(compose(chosen))
     except ConfigErrors:
         composed, chosen = OmegaConf.to_container(compose([])), []
     assert isinstance(composed, dict)
     theirs, ours = (
         flat({key: value for key, value in whole.items() if key not in ELSEWHERE})
-        for whole in (composed, results["config"])
+        for whole in (composed, unworded(results["config"]))
     )
     if not theirs.get("suite.tasks"):  # all of the suite, which a run names
         theirs |= {key: ours[key] for key in ("suite.tasks",) if key in ours}
-    keys = [key for key in {**theirs, **ours} if _differ(ours.get(key), theirs.get(key))]
+    keys = [key for key in {**theirs, **ours} if differ(ours.get(key), theirs.get(key))]
     keys.sort(key=lambda key: not key.endswith("_target_"))
     default = _defaults()
     options = [(override.key_or_group, str(override.value())) for override in chosen]
@@ -109,6 +114,17 @@ def differences(results: Mapping[str, Any]) -> list[list[str]]:
         *([key, default.get(key, NOTHING), name] for key, name in options if name != default.get(key)),
         *([key.removesuffix("._target_"), *_values(key, theirs, ours)] for key in keys),
     ]
+
+
+def _telling(chosen: Sequence[Override]) -> list[Override]:
+    """The options without which the configuration would be another one."""
+    kept, whole = list(chosen), compose(chosen)
+    for override in chosen:
+        others = [other for other in kept if other is not override]
+        with contextlib.suppress(ConfigErrors):  # another option goes only with this one
+            if compose(others) == whole:
+                kept = others
+    return kept
 
 
 def _overrides(results: Mapping[str, Any]) -> list[str]:
@@ -145,7 +161,7 @@ def strategy(config: Mapping[str, Any]) -> str:
 
 def as_yaml(config: Mapping[str, Any]) -> str:
     """The whole configuration."""
-    return OmegaConf.to_yaml(OmegaConf.create(dict(config)))
+    return OmegaConf.to_yaml(OmegaConf.create(unworded(config)))
 
 
 def count(number: int, noun: str) -> str:
@@ -158,9 +174,10 @@ def text(value: float | None) -> str:
     return NOTHING if value is None else f"{value:.3f}"
 
 
-def mean(values: Sequence[float]) -> float | None:
-    """The mean of what there is."""
-    return sum(values) / len(values) if values else None
+def mean(values: Sequence[float | None]) -> float | None:
+    """The mean, if there are values, and all are known."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if len(known) == len(values) > 0 else None
 
 
 def _apart(ours: float, name: str, theirs: float) -> str:
@@ -171,11 +188,6 @@ def _apart(ours: float, name: str, theirs: float) -> str:
 
 def _number(value: float | None, form: str) -> str:
     return NOTHING if value is None else format(value, form)
-
-
-def _differ(ours: Any, theirs: Any) -> bool:
-    """Whether two settings do; 20 is 20.0, but 1 is not true."""
-    return bool(ours != theirs) or isinstance(ours, bool) != isinstance(theirs, bool)
 
 
 def _values(key: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:

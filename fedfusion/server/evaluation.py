@@ -100,7 +100,7 @@ class Evaluator:
         suite = self.suite
         assert isinstance(suite, TrustedSuite)
         rows = {task: suite.trusted_rows(task, self.seed) for task in suite.tasks}
-        return _mean([evaluate(self.model, adapter, rows[task], self.heads[task])["loss"] for task in suite.tasks])
+        return mean([evaluate(self.model, adapter, rows[task], self.heads[task])["loss"] for task in suite.tasks])
 
     def personal(self, model: LoraModel, adapters: Tensor, clients: Sequence[int]) -> dict[int, dict[str, float]]:
         """Accuracy and loss of the own adapter `adapters [N, d]` of each of `clients` on its own task."""
@@ -130,7 +130,7 @@ class Evaluator:
     def exact_match(self, model: LoraModel, adapter: Tensor, task: str, rows: int) -> float:
         """Share of the first `rows` test samples whose generated response begins with the given one, end included."""
         generated, given = self._responses(model, adapter, task, rows)
-        return _mean([made[: len(right)] == right for made, right in zip(generated, given, strict=True)])
+        return mean([made[: len(right)] == right for made, right in zip(generated, given, strict=True)])
 
     def rouge_l(self, model: LoraModel, adapter: Tensor, task: str, rows: int) -> float:
         """Mean ROUGE-L of the generated responses to the first `rows` test samples: the F1 of words in common order.
@@ -148,7 +148,7 @@ class Evaluator:
         assert isinstance(self.suite, Decoding)
         scorer, decode = RougeScorer(["rougeL"], use_stemmer=False), self.suite.decode
         pairs = zip(*self._responses(model, adapter, task, rows), strict=True)
-        return _mean([scorer.score(decode(right), decode(made))["rougeL"].fmeasure for made, right in pairs])
+        return mean([scorer.score(decode(right), decode(made))["rougeL"].fmeasure for made, right in pairs])
 
     def _responses(
         self, model: LoraModel, adapter: Tensor, task: str, rows: int
@@ -285,7 +285,8 @@ def hide(samples: Samples) -> Samples:
     return Samples(samples.inputs, torch.where(first, -1, -100))
 
 
-def _mean(values: Sequence[float]) -> float:
+def mean(values: Sequence[float]) -> float:
+    """The mean of what there is."""
     return sum(values) / len(values)
 
 

@@ -2,16 +2,18 @@
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from logging import WARNING
+from operator import itemgetter
 from typing import Any
 
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.common import log
 from flwr.serverapp import Grid
 
-from fedfusion.server.nodes import GONE, Nodes
+from fedfusion.server.lost import GONE, Doubts
+from fedfusion.server.nodes import PAUSES_S, Nodes
 from fedfusion.server.uploads import ints, listed, plain, reason_of
 from fedfusion.types import FedfusionError
 
@@ -74,25 +76,32 @@ def meet(
     FedfusionError
         If a node cannot start, or some client has no node after `timeout` seconds.
     """
-    deadline = time.monotonic() + timeout
+    deadline, pause_s = time.monotonic() + timeout, 0.1 if simulated else PAUSES_S[1]
     hosted: dict[int, list[int]] = {}
     offers: dict[int, Offer] = {}
     odd: dict[int, str] = {}
     asked: set[int] = set()
+    devices = _Devices()
     content = RecordDict({"config": ConfigRecord({"experiment": experiment_json, **(facts or {})})})
     while len(known := {client for clients in hosted.values() for client in clients}) < len(tasks):
         if time.monotonic() > deadline:
+            odd |= {node: "it has not answered" for node in sorted(devices.silent - odd.keys())}
             reasons = "".join(f"; node {node}: {why}" for node, why in odd.items())
             raise FedfusionError(
                 f"after {timeout:.0f} s the nodes host {len(known)} of {len(tasks)} clients (start the missing nodes "
                 f"or raise deadline_s){reasons}"
             )
-        new = sorted(set(grid.get_node_ids()) - asked)
+        there = set(grid.get_node_ids())
+        new = sorted(there - asked)
         asked |= set(new)
         questions = [Message(content, node, MessageType.QUERY) for node in new]
-        replies = grid.send_and_receive(questions, timeout=timeout) if new else ()
-        for reply in sorted(replies, key=lambda reply: reply.metadata.src_node_id):
-            node = reply.metadata.src_node_id
+        if simulated:
+            replies = grid.send_and_receive(questions, timeout=timeout) if new else ()
+            answers = [(reply.metadata.src_node_id, reply) for reply in replies]
+        else:
+            answers, lost = devices.exchange(grid, questions)
+            asked -= lost
+        for node, reply in sorted(answers, key=itemgetter(0)):
             if reply.has_error() and reply.error.code not in GONE:
                 raise FedfusionError(f"node {node} cannot start: {reason_of(reply)}")
             try:
@@ -108,9 +117,46 @@ def meet(
             except Exception as error:  # whatever a node sends
                 odd[node] = plain(str(error) or type(error).__name__)
                 log(WARNING, "node %d takes no part: %s", node, odd[node])
-        hosted |= _dealt(offers, tasks)
-        time.sleep(0.0 if new and not odd else 0.1)
+        hosted |= _dealt(offers, tasks, len(devices.silent & there))
+        time.sleep(0.0 if (new or answers) and not odd else pause_s)
     return Nodes(experiment_json, dict(sorted(hosted.items())), fused_rank, devices=not simulated)
+
+
+class _Devices:
+    """Devices that have been asked, each of which answers in its own time; whose question was lost is asked again.
+
+    Attributes
+    ----------
+    waiting
+        The questions that nobody has answered, by their ids.
+    doubts
+        About those that have waited for long: a device that loads its model is as silent as one that was never reached.
+    """
+
+    def __init__(self) -> None:
+        self.waiting: dict[str, Message] = {}
+        self.doubts = Doubts()
+
+    @property
+    def silent(self) -> set[int]:
+        """The devices that have not answered."""
+        return {message.metadata.dst_node_id for message in self.waiting.values()}
+
+    def exchange(self, grid: Grid, questions: Collection[Message]) -> tuple[list[tuple[int, Message]], set[int]]:
+        """Send `questions`; what has been answered since the last look, and by whom, and who has to be asked again."""
+        pushed = list(zip(grid.push_messages(questions) if questions else (), questions, strict=True))
+        self.waiting |= {key: message for key, message in pushed if key}
+        lost = {message.metadata.dst_node_id for key, message in pushed if not key}  # those have left
+        self.doubts.ask(grid, self.waiting)
+        keys = [*self.waiting, *self.doubts.questions]
+        replies = list(grid.pull_messages(keys)) if keys else []
+        new = [reply for reply in replies if reply.metadata.reply_to_message_id in self.waiting]
+        answers = [(self.waiting.pop(r.metadata.reply_to_message_id).metadata.dst_node_id, r) for r in new]
+        for key in self.doubts.settled(replies) & self.waiting.keys():
+            node = self.waiting.pop(key).metadata.dst_node_id
+            log(WARNING, "node %d: the question, or the answer to it, was lost on the way; it is asked again", node)
+            lost.add(node)
+        return answers, lost
 
 
 def _clients(answer: Mapping[str, Any], count: int) -> list[int]:
@@ -131,10 +177,13 @@ def _new(offer: Offer, offers: Mapping[int, Offer]) -> Offer:
     return offer
 
 
-def _dealt(offers: Mapping[int, Offer], tasks: Sequence[str]) -> dict[int, list[int]]:
-    """The clients of each device, once all are there: those of a task are dealt in turn to the devices that hold it."""
-    parts = Counter(offer.parts for offer in offers.values()).most_common(1)
-    if not parts or len(offers) < parts[0][0]:
+def _dealt(offers: Mapping[int, Offer], tasks: Sequence[str], silent: int = 0) -> dict[int, list[int]]:
+    """The clients of each device, once all are there: those of a task are dealt in turn to the devices that hold it.
+
+    How many are all is what most devices say; the `silent` ones that have not answered yet may outvote the others.
+    """
+    votes = Counter(offer.parts for offer in offers.values()).most_common(1)
+    if not votes or len(offers) < votes[0][0] or votes[0][1] < silent:
         return {}
     order = sorted(offers, key=lambda node: offers[node].part)
     hosted: dict[int, list[int]] = {node: [] for node in order}

@@ -1,38 +1,25 @@
 """Who trains together and on which node, and the exchange of messages with them."""
 
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from logging import WARNING
 from typing import Any
 
 import torch
 from flwr.app import DEFAULT_TTL, Array, ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
-from flwr.common import log
-from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from fedfusion.server.uploads import ints, listed, reason_of
+from fedfusion.server.lost import GONE, SHORTEST_S, Absent, Doubts, clients_of, like, remaining_s
+from fedfusion.server.uploads import listed, reason_of
 from fedfusion.tasks.heads import Head, PrototypeHead
 from fedfusion.types import TaskSuite
 
 IN_FLIGHT = 32  # messages that wait for an answer at the same time: each holds the adapters of its clients
 GRACE_S = 10.0  # a grid that watches the deadline itself answers for the client within this time
 PAUSES_S = 0.005, 0.5  # between two looks for replies: doubled while none comes
-RETRIES = 2  # of a message whose node went away, or that was lost
-DOUBT_S = 60.0  # a device that has not answered by then is asked whether it still has the message
-PRESENT = "query.present"  # the question
-SHORTEST_S = 1.0  # a message that would expire sooner is not sent: a SuperLink refuses expired ones
 MEASURED = "accuracy", "loss", "shared_accuracy", "shared_loss"
-GONE = (  # Flower's errors that say nothing of the clients
-    ErrorCode.MESSAGE_UNAVAILABLE,
-    ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
-    ErrorCode.NODE_UNAVAILABLE,
-    ErrorCode.CLIENT_APP_CRASHED,
-)
 
 
 @dataclass(frozen=True)
@@ -129,7 +116,7 @@ class Nodes:
         answered.
         """
         self.asked.clear()
-        unsent, waiting, absent, doubts = iter(messages), dict[str, Message](), _Absent(), _Doubts()
+        unsent, waiting, absent, doubts = iter(messages), dict[str, Message](), Absent(), Doubts()
         last, pause, answered = time.monotonic(), PAUSES_S[0], 0
         at_once = None if self.devices else IN_FLIGHT  # a device that hangs keeps nobody else waiting
         progress(0, total)
@@ -162,14 +149,14 @@ class Nodes:
                 time.sleep(pause)
                 pause = min(2 * pause, PAUSES_S[1])
 
-    def _send(self, grid: Grid, messages: Iterable[Message], absent: "_Absent") -> dict[str, Message]:
+    def _send(self, grid: Grid, messages: Iterable[Message], absent: Absent) -> dict[str, Message]:
         """Push messages that have time left, and remember whom each asks for."""
         outgoing = [message for message in messages if remaining_s(message) > SHORTEST_S]
         pushed = list(zip(grid.push_messages(outgoing) if outgoing else (), outgoing, strict=True))
         sent = {key: message for key, message in pushed if key}
         for message in (message for key, message in pushed if not key):  # its node is not known any more
             absent.keep(message, "it has left")
-        self.asked.update({key: _clients(message) for key, message in sent.items()})
+        self.asked.update({key: clients_of(message) for key, message in sent.items()})
         return sent
 
 
@@ -184,101 +171,14 @@ def measured(reply: Message, clients: Collection[int]) -> dict[int, dict[str, fl
         return {}
 
 
-class _Absent:
-    """Messages whose node is gone, until it is back; each is sent again `RETRIES` times at most."""
-
-    def __init__(self) -> None:
-        self.messages: list[Message] = []
-        self.times: Counter[tuple[int, ...]] = Counter()
-        self.looked = 0.0
-
-    def keep(self, message: Message, reason: str) -> bool:
-        """Keep a message that its clients are not to blame for, unless that has happened too often."""
-        clients = tuple(_clients(message))
-        self.times[clients] += 1
-        if self.times[clients] > RETRIES:
-            return False
-        log(WARNING, "node %d: %s; clients %s wait", message.metadata.dst_node_id, reason, list(clients))
-        self.messages.append(message)
-        return True
-
-    def back(self, grid: Grid) -> list[Message]:
-        """Those whose node is there again, as new messages; looks once a second."""
-        self.messages = [message for message in self.messages if remaining_s(message) > SHORTEST_S]
-        if not self.messages or time.monotonic() - self.looked < 1.0:
-            return []
-        self.looked, there = time.monotonic(), set(grid.get_node_ids())
-        found = [message for message in self.messages if message.metadata.dst_node_id in there]
-        self.messages = [message for message in self.messages if message.metadata.dst_node_id not in there]
-        return [_copy(message, message.content) for message in found]
-
-
-class _Doubts:
-    """Questions to devices that have not answered for long.
-
-    A SuperLink hands out every message, and every answer, once: what it was sending when it died, or the connection
-    broke, is lost, and nobody is told. But a SuperNode takes one message after another, in the order in which they were
-    made: one that answers a question has no earlier message any more.
-
-    Attributes
-    ----------
-    questions
-        By the id of each question, that of the message in doubt and the question itself.
-    """
-
-    def __init__(self) -> None:
-        self.questions: dict[str, tuple[str, Message]] = {}
-
-    def ask(self, grid: Grid, waiting: Mapping[str, Message]) -> None:
-        """Ask for each message that has waited for `DOUBT_S`; again, if need be, when it has waited twice as long.
-
-        A question expires before the next is asked, so that a busy device finds one at most.
-        """
-        self.questions = {
-            question: (key, message)
-            for question, (key, message) in self.questions.items()
-            if key in waiting and remaining_s(message) > 0
-        }
-        asked = {key for key, _ in self.questions.values()}
-        waited = {key: time.time() - m.metadata.created_at for key, m in waiting.items() if key not in asked}
-        doubtful = [key for key, seconds in waited.items() if seconds > DOUBT_S]
-        new = [Message(RecordDict(), waiting[key].metadata.dst_node_id, PRESENT, ttl=waited[key]) for key in doubtful]
-        pushed = zip(grid.push_messages(new) if new else (), doubtful, new, strict=True)
-        self.questions |= {question: (key, message) for question, key, message in pushed if question}
-
-    def settled(self, replies: Iterable[Message]) -> set[str]:
-        """The messages that are lost unless `replies` answer them, too."""
-        answers = {reply.metadata.reply_to_message_id: reply for reply in replies}
-        answered = [
-            (self.questions.pop(question)[0], answers[question]) for question in answers.keys() & self.questions.keys()
-        ]
-        return {key for key, answer in answered if not (answer.has_error() and answer.error.code in GONE)}
-
-
 def _singly(message: Message, clients: Collection[int]) -> Iterable[Message]:
     """The message of a group as one message for each of `clients`."""
     starts = message.content.array_records["arrays"]["start"].numpy()
-    for row, client in enumerate(_clients(message)):
+    for row, client in enumerate(clients_of(message)):
         if client in clients:
             own = {**message.content.array_records["arrays"], "start": Array(starts[row : row + 1])}
             facts = ConfigRecord({**message.content.config_records["config"], "clients": [client]})
-            yield _copy(message, RecordDict({**message.content, "arrays": ArrayRecord(own), "config": facts}))
-
-
-def _copy(message: Message, content: RecordDict) -> Message:
-    """A message like another, that expires when it does."""
-    meta = message.metadata
-    ttl = max(remaining_s(message), SHORTEST_S / 2)
-    return Message(content, meta.dst_node_id, meta.message_type, group_id=meta.group_id, ttl=ttl)
-
-
-def remaining_s(message: Message) -> float:
-    """Seconds until `message` expires; nobody wants an answer to it after that."""
-    return message.metadata.created_at + message.metadata.ttl - time.time()
-
-
-def _clients(message: Message) -> list[int]:
-    return ints(message.content.config_records["config"]["clients"])
+            yield like(message, RecordDict({**message.content, "arrays": ArrayRecord(own), "config": facts}))
 
 
 def arrays(**tensors: Tensor) -> ArrayRecord:

@@ -30,6 +30,7 @@ from fedfusion.server.stock import serve_stock
 from fedfusion.server.store import Store
 from fedfusion.server.strategy import RoundStrategy
 from fedfusion.server.structure import relation, spectra
+from fedfusion.strict_json import dumps, worded
 from fedfusion.tasks.heads import PrototypeHead
 from fedfusion.tracking import Jsonl, Terminal, Tracker
 from fedfusion.types import FedfusionError
@@ -146,14 +147,14 @@ def _conclude(
         "schema_version": SCHEMA_VERSION,
         "seed": config["seed"],
         "metrics": metrics,
-        "config": {key: value for key, value in config.items() if key not in FOLDERS},
+        "config": worded({key: value for key, value in config.items() if key not in FOLDERS}),
         "versions": versions(),
         "machine": machine(),
         **{name: round(value, 2) for name, value in seconds.items()},
         "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6),
     }
     with checkpoints.writing(run_dir / "results.json"):
-        write_atomically(run_dir / "results.json", json.dumps(results, indent=1) + "\n")
+        write_atomically(run_dir / "results.json", dumps(results, indent=1) + "\n")
     return results
 
 
@@ -238,12 +239,12 @@ def _attack(strategy: RoundStrategy) -> dict[str, Any]:
 
 def _structure(strategy: RoundStrategy) -> dict[str, Any]:
     """`relation` of the clients, where a coupling knows one, and `spectra` of what was learned."""
-    state, layout, experiment = strategy.state, strategy.layout, strategy.experiment
+    state, coupling, clients = strategy.state, strategy.experiment.coupling, strategy.coupler.clients
     fused = strategy.evaluator.model.layout, state.fused
-    found: dict[str, Any] = {"spectra": spectra(layout, state.adapters, state.examples, strategy.clients.tasks, fused)}
-    if isinstance(experiment.coupling, Laplacian):
-        adjacency, rounds = experiment.coupling.adjacency, len(state.history)
-        found["relation"] = relation(adjacency, strategy.clients, state.adapters, experiment.seed, rounds)
+    found: dict[str, Any] = {"spectra": spectra(strategy.layout, state.adapters, state.examples, clients.tasks, fused)}
+    if isinstance(coupling, Laplacian):
+        rounds, seed = len(state.history), strategy.experiment.seed
+        found["relation"] = relation(coupling.adjacency, clients, state.adapters, seed, rounds)
     return found
 
 

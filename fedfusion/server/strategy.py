@@ -2,10 +2,9 @@
 
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from logging import INFO, WARNING
-from math import isfinite
 from typing import Any
 
 import torch
@@ -20,17 +19,18 @@ from fedfusion.config import Experiment
 from fedfusion.guard import NormClip
 from fedfusion.lora.model import LoraModel
 from fedfusion.lora.payload import Payload
-from fedfusion.lora.product import accumulate, restrict, revive
 from fedfusion.realign import FewShot, Unaligned
 from fedfusion.rng import generator
 from fedfusion.server.checkpoint import Checkpoints
-from fedfusion.server.evaluation import Evaluator, Scores, summary
+from fedfusion.server.coupler import Coupled, Coupler
+from fedfusion.server.evaluation import Evaluator, Scores, mean, summary
 from fedfusion.server.fuser import Fused, Fuser
 from fedfusion.server.meeting import meet
 from fedfusion.server.nodes import Nodes, arrays, measured
+from fedfusion.server.record import Delivery, standings
 from fedfusion.server.state import State
 from fedfusion.server.trusted import Judge, TrustedSet
-from fedfusion.server.uplink import Uplink, decibel, fused_fidelity
+from fedfusion.server.uplink import Uplink, fused_fidelity
 from fedfusion.server.uploads import Uploads
 from fedfusion.tracking import Tracker
 from fedfusion.types import FedfusionError, Layout, Realigner, Repair, RunFailed, Updates
@@ -51,15 +51,11 @@ STARTUP_S = 600.0  # nodes have this long to appear, however short the deadline 
 
 
 @dataclass(frozen=True)
-class Coupled:
-    """What clients start from next and what is behind it, see :class:`State`; for whom it changed; and a report."""
+class Learning:
+    """What there is to report of a round that could be learnt from: of its coupling, and what fusion discarded."""
 
-    adapters: Tensor
-    examples: Tensor
-    moments: Tensor
-    merged: Tensor
-    moved: list[int]
-    report: dict[str, float | None]
+    coupling: Mapping[str, float | None] = field(default_factory=dict)
+    discarded: Mapping[str, float] = field(default_factory=dict)
 
 
 class RoundStrategy(Strategy):
@@ -101,7 +97,7 @@ class RoundStrategy(Strategy):
         self.nodes = Nodes(experiment_json, {})
         self.moved: list[int] = []
         self.byzantine = experiment.byzantine()
-        self.clients = experiment.clients(self.layout, model.initial)
+        self.coupler = Coupler(experiment, model, evaluator.model.layout)
         self.uplink = Uplink(experiment.channel, Payload(experiment.payload, self.layout, experiment.client.ranks))
         self.trusted = TrustedSet(experiment, model, evaluator.heads)
         self.fuser = Fuser(experiment, self.layout, model.initial, evaluator, self.trusted)
@@ -117,38 +113,18 @@ class RoundStrategy(Strategy):
 
     def learn(self, server_round: int, uploads: Uploads) -> tuple[ArrayRecord, MetricRecord]:
         """One round of the server, from what the clients uploaded to the realigned multi-task adapter."""
-        experiment, state, self.moved = self.experiment, self.state, []
-        trained, dropped = uploads.updates(self.starts(), self.suite), uploads.dropped
-        self._require(server_round, len(trained), dropped)
-
-        sent = self._attacked(trained, server_round)
-        received, report = self.uplink(sent, self._rng("channel", server_round))
-        if experiment.coupling.into_base and experiment.guard.needs_root:
-            self.model.bake(state.merged, self.evaluator.model.layout)
-        judge = Judge(self.trusted, partial(self.uplink.uploads, sent=sent))
-        believed, guarded = experiment.guard(received, judge)
-        jammed = dict.fromkeys(set(trained.clients) - set(sent.clients), "was erased on its way")
-        dropped |= jammed | dict(report.erased) | dict(guarded.refused)
-        distrusted = len(guarded.refused) if experiment.guard.needs_root else 0  # they did answer
-        self._require(server_round, len(believed) + len(report.erased) + len(jammed) + distrusted, dropped)
+        state, self.moved = self.state, []
+        delivery = self._delivered(server_round, uploads)
+        believed, intact = delivery.believed, delivery.intact
         short = self._short(believed)
         learnt = self._enough(believed, short)  # else the uplink lost too many: the last model is kept
         state.heads |= uploads.heads(believed.clients, self.evaluator.heads, self.suite)
         self.evaluator.adopt(state.heads)
 
-        spoilt = self._spoilt(trained)
-        intact = trained.keep([i for i, client in enumerate(trained.clients) if client not in spoilt])
-        curvature = state.curvature | self._curvature(uploads, trained, intact.clients)
-        state.curvature |= self._curvature(uploads, trained, believed.clients)
-        fused_clean = self._fuse(self._couple(intact, server_round), server_round, curvature)
-        coupling: dict[str, float | None] = {}
-        discarded: Mapping[str, float] = {}
-        if learnt:
-            errors = dict(zip(sent.clients, report.per_client.get("reported_nmse", ()), strict=False))
-            coupling, discarded = self._learn(self.uplink.uploads(believed, sent), server_round, errors)
-
-        heard = set(intact.clients) - set(report.erased)
-        arrived = [nmse for c, nmse in zip(sent.clients, report.nmse, strict=False) if c in heard]
+        curvature = state.curvature | self._curvature(uploads, delivery.trained, intact.clients)
+        state.curvature |= self._curvature(uploads, delivery.trained, believed.clients)
+        fused_clean = self._fuse(self.coupler(state, intact, server_round), server_round, curvature)
+        learning = self._learn(delivery, server_round) if learnt else Learning()
 
         state.single_task |= self._single_task(intact)
         state.personal |= self._personal()
@@ -160,37 +136,41 @@ class RoundStrategy(Strategy):
             "realigned": self.evaluator(state.realigned),
             "served": {task: self.evaluator.single(task, adapter) for task, adapter in state.served.items()},
         }
+        adapters = {"fused_clean": fused_clean.adapter, "fused_received": state.fused, "realigned": state.realigned}
         record: dict[str, Any] = {
             "round": server_round,
             "clients": list(uploads.row),
-            "believed": len(believed),
-            "heard": list(believed.clients),
-            "refused": sorted(guarded.refused),
+            **delivery.record(self.byzantine),
             "learnt": learnt,
-            "dropped": {str(client): dropped[client] for client in sorted(dropped)},
-            "clipped": sorted(guarded.clipped),
-            "byzantine": [client for client in self.byzantine if client in trained.clients],
-            "attack_success": self._attack_success(
-                base=self.evaluator.base,
-                fused_clean=fused_clean.adapter,
-                fused_received=state.fused,
-                realigned=state.realigned,
-            ),
-            "unheard": sorted({*set(trained.tasks) - set(believed.tasks), *short}),
-            "train_loss": _mean([m["train_loss"] for m in intact.metrics]),
-            "nmse_db": decibel(_mean(arrived)) if arrived else None,
-            "uplink": self.uplink.record(sent, received, report)
+            "unheard": sorted({*set(delivery.trained.tasks) - set(believed.tasks), *short}),
+            "attack_success": self._attack_success({"base": self.evaluator.base, **adapters}),
+            "uplink": self.uplink.record(delivery.sent, delivery.received, delivery.report)
             | {"fused": fused_fidelity(self.evaluator.model.layout, fused_clean.adapter, state.fused)},
-            "coupling": coupling,
+            "coupling": learning.coupling,
             "held_out_loss": self._kept(),
-            "discarded_energy": max(discarded.values(), default=0.0),
-            "discarded_by_module": {module: share for module, share in discarded.items() if share > 1e-6},
-            "mean": {name: summary(score)["mean"] for name, score in scores.items() if score},
-            "worst": {name: summary(score)["worst"] for name, score in scores.items() if score},
-            "tasks": _by_task(scores),
+            "discarded_energy": max(learning.discarded.values(), default=0.0),
+            "discarded_by_module": {module: share for module, share in learning.discarded.items() if share > 1e-6},
+            **standings(scores),
         }
         state.history.append(record)
         return arrays(realigned=state.realigned), MetricRecord({"accuracy": record["mean"]["realigned"]})
+
+    def _delivered(self, server_round: int, uploads: Uploads) -> Delivery:
+        """What becomes of uploads on their way: attacked, sent through the channel, and judged by the guard."""
+        trained, dropped = uploads.updates(self.starts(), self.suite), uploads.dropped
+        self._require(server_round, len(trained), dropped)
+        sent = self._attacked(trained, server_round)
+        received, report = self.uplink(sent, self._rng("channel", server_round))
+        guard = self.experiment.guard
+        if self.experiment.coupling.into_base and guard.needs_root:
+            self.model.bake(self.state.merged, self.evaluator.model.layout)
+        believed, judged = guard(received, Judge(self.trusted, partial(self.uplink.uploads, sent=sent)))
+        spoilt = self._spoilt(trained)
+        intact = trained.keep([i for i, client in enumerate(trained.clients) if client not in spoilt])
+        delivery = Delivery(trained, intact, sent, received, report, believed, judged, dropped)
+        distrusted = len(judged.refused) if guard.needs_root else 0  # they did answer
+        self._require(server_round, len(believed) + len(delivery.lost) + distrusted, delivery.dropped)
+        return delivery
 
     def _kept(self) -> float | None:
         """The loss by which rounds are compared, where the best one is kept; keeps this one if it is."""
@@ -230,7 +210,7 @@ class RoundStrategy(Strategy):
         poisoned = self.byzantine if self.experiment.attack.poisons else ()
         return {*SANE(trained)[1].refused, *poisoned}
 
-    def _attack_success(self, **adapters: Tensor) -> dict[str, dict[str, float]]:
+    def _attack_success(self, adapters: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
         """How often test samples with the trigger get the label that it wants, by task of a Byzantine client."""
         found: dict[str, dict[str, float]] = {}
         for task in dict.fromkeys(self.suite.task_of(client) for client in self.byzantine):
@@ -239,70 +219,25 @@ class RoundStrategy(Strategy):
                 found[task] = {name: self.evaluator.accuracy(task, one, samples) for name, one in adapters.items()}
         return found
 
-    def _learn(
-        self, believed: Updates, server_round: int, errors: Mapping[int, float]
-    ) -> tuple[dict[str, float | None], Mapping[str, float]]:
-        """Couple, aggregate, fuse and realign what is believed; returns what there is to report.
-
-        `errors` are those of the clients' uploads, relative to their power, as the receiver believes.
-        """
-        state = self.state
-        coupled = self._couple(believed, server_round)
+    def _learn(self, delivery: Delivery, server_round: int) -> Learning:
+        """Couple, aggregate, fuse and realign what is believed."""
+        state, believed = self.state, self.uplink.uploads(delivery.believed, delivery.sent)
+        coupled = self.coupler(state, believed, server_round)
         self.moved = coupled.moved
         state.adapters, state.examples = coupled.adapters, coupled.examples
         state.moments, state.merged = coupled.moments, coupled.merged
+        errors = delivery.reported_nmse
         for client in believed.clients:
             state.errors[client] = errors.get(client, torch.nan)
         fused = self._fuse(coupled, server_round)
         state.fused = fused.adapter
         state.served |= fused.served
         state.realigned = self.experiment.realign(fused.adapter, self._repair(fused.tasks, server_round))
-        return coupled.report, fused.discarded
-
-    def _couple(self, updates: Updates, server_round: int) -> "Coupled":
-        """What clients start from next, after `updates`."""
-        state = self.state
-        adapters, examples = updates.start + updates.vectors, state.examples.clone()
-        heard = torch.tensor(updates.clients, dtype=torch.long)
-        if len(heard) < len(state.adapters):
-            adapters = state.adapters.index_copy(0, heard, adapters)
-        examples[heard] = torch.tensor(updates.num_examples, dtype=torch.long)
-        weights = examples[heard].double()
-        rng = self._rng("coupling", server_round)
-        coupled, report = self.experiment.coupling(adapters, heard, weights / weights.sum(), self.clients, rng)
-        moved = torch.tensor([not torch.equal(*rows) for rows in zip(coupled, state.adapters, strict=True)])
-        moments = state.moments
-        if self.experiment.server_optimizer.num_moments:  # else the step is the change
-            step, moments = self.experiment.server_optimizer(coupled - state.adapters, state.moments)
-            step[~moved], moments[:, ~moved] = 0.0, state.moments[:, ~moved]  # nobody drifts on momentum alone
-            coupled = state.adapters + step
-        merged = state.merged
-        if self.experiment.coupling.into_base:
-            target = self.evaluator.model.layout
-            merged, discarded = accumulate(merged, target, adapters[heard], weights / weights.sum(), self.layout)
-            report, moved = {**report, "discarded": discarded}, torch.ones_like(moved)
-        finite = {name: value if isfinite(value) else None for name, value in report.items()}
-        revive(self.layout, coupled, self.model.initial)
-        return Coupled(coupled, examples, moments, merged, torch.nonzero(moved)[:, 0].tolist(), finite)
+        return Learning(coupled.report, fused.discarded)
 
     def starts(self) -> Tensor:
         """What clients are sent: their personal adapters, cut to their own ranks."""
-        return self._cut(self.state.adapters, range(self.suite.num_clients))
-
-    def _cut(self, vectors: Tensor, clients: Sequence[int]) -> Tensor:
-        ranks = self.experiment.client.ranks
-        if ranks is None:
-            return vectors
-        return restrict(self.layout, vectors, torch.tensor([ranks[client % len(ranks)] for client in clients]))
-
-    def _shared(self) -> dict[str, Tensor]:
-        """What goes to all clients alike, if asked for: what was added to the base, and the tasks' mean adapters."""
-        merged = {"merged": self.state.merged} if self.experiment.coupling.into_base else {}
-        if not self.experiment.client.regularizer.needs_tasks:
-            return merged
-        tasks = [self.suite.task_of(client) for client in range(self.suite.num_clients)]
-        rows = [[client for client, t in enumerate(tasks) if t == task] for task in self.suite.tasks]
-        return merged | {"tasks": torch.stack([self.state.adapters[mine].mean(0) for mine in rows])}
+        return self.coupler.starts(self.state.adapters)
 
     def _personal(self) -> dict[str, dict[str, float]]:
         """Score of the adapter that each client will start from next, where that has changed."""
@@ -319,10 +254,10 @@ class RoundStrategy(Strategy):
         for task in self.suite.tasks:
             own = [score for client, score in personal.items() if self.suite.task_of(int(client)) == task]
             if own:
-                scores[task] = {name: _mean([score[name] for score in own]) for name in own[0]}
+                scores[task] = {name: mean([score[name] for score in own]) for name in own[0]}
         return scores
 
-    def _fuse(self, coupled: "Coupled", server_round: int, clean: Mapping[str, Tensor] | None = None) -> Fused:
+    def _fuse(self, coupled: Coupled, server_round: int, clean: Mapping[str, Tensor] | None = None) -> Fused:
         """Aggregate within each task and fuse across tasks, on products.
 
         `clean` is given for the reference without attack and channel: the curvature, as if everything had arrived.
@@ -394,18 +329,17 @@ class RoundStrategy(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """One message per group of clients that train together."""
-        groups = self.nodes.groups(self.experiment.chosen(server_round), self.experiment.client.cohort_size)
-        heads, shared, deadline_s = self.evaluator.heads, self._shared(), self.experiment.round_deadline_s
-        return self.nodes.messages(
-            server_round, groups, self.starts(), self.suite, heads, shared, deadline_s=deadline_s
-        )
+        experiment, heads, shared = self.experiment, self.evaluator.heads, self.coupler.shared(self.state)
+        groups = self.nodes.groups(experiment.chosen(server_round), experiment.client.cohort_size)
+        within = experiment.round_deadline_s
+        return self.nodes.messages(server_round, groups, self.starts(), self.suite, heads, shared, deadline_s=within)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Ask clients to measure the realigned adapter and their personal one, where that has changed."""
         groups = self.nodes.groups(self.moved, self.experiment.client.cohort_size)
-        heads, shared = self.evaluator.heads, self._shared() | {"shared": self.state.realigned}
+        heads, shared = self.evaluator.heads, self.coupler.shared(self.state) | {"shared": self.state.realigned}
         kind = MessageType.EVALUATE
         return self.nodes.messages(server_round, groups, self.starts(), self.suite, heads, shared, kind)
 
@@ -480,7 +414,7 @@ class RoundStrategy(Strategy):
         for task in self.suite.tasks:
             own = [m for m, t in zip(trained.metrics, trained.tasks, strict=True) if t == task]
             if own:
-                scores[task] = {name: _mean([m[name] for m in own]) for name in ("accuracy", "loss")}
+                scores[task] = {name: mean([m[name] for m in own]) for name in ("accuracy", "loss")}
         return scores
 
     def _rng(self, stage: str, *labels: int) -> torch.Generator:
@@ -529,13 +463,3 @@ class RoundStrategy(Strategy):
         facts["seconds"] += time.monotonic() - self.started
         layout = {"names": self.layout.names, "shapes": self.layout.shapes}
         self.checkpoints.save(server_round, self.state.tensors(), facts | layout)
-
-
-def _by_task(scores: Mapping[str, Scores]) -> dict[str, dict[str, dict[str, float]]]:
-    """`{stage: {task: score}}` turned into `{task: {stage: score}}`."""
-    tasks = dict.fromkeys(task for by_task in scores.values() for task in by_task)
-    return {task: {name: by_task[task] for name, by_task in scores.items() if task in by_task} for task in tasks}
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

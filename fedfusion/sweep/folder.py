@@ -15,6 +15,7 @@ from fedfusion.reporting import sweep as report
 from fedfusion.server.checkpoint import Checkpoints, write_atomically
 from fedfusion.server.lock import locked
 from fedfusion.server.store import files
+from fedfusion.strict_json import dumps
 from fedfusion.sweep.plan import Cell, Plan, digest, identity
 from fedfusion.types import FedfusionError
 from fedfusion.validation import flat
@@ -178,6 +179,7 @@ class Folder:
             "schema_version": SCHEMA_VERSION,
             "command": json.loads((self.path / "plan.json").read_text())["command"],
             "question": plan.question,
+            "grid": plan.grid,
             "fixed": list(plan.fixed),
             "trainings": plan.trainings,
             "wall_time_s": round(wall_time_s, 1),
@@ -208,10 +210,10 @@ class Folder:
     def conclude(self, facts: Mapping[str, Any]) -> None:
         """Write sweep.json, sweep.csv and the report, where they do not say this already."""
         untimed = {**facts, "wall_time_s": 0}
-        same = {**self._told(), "wall_time_s": 0} == json.loads(json.dumps(untimed))
+        same = {**self._told(), "wall_time_s": 0} == json.loads(dumps(untimed))
         if same and ((self.path / "report.html").exists() or not facts["points"]):
             return
-        write_atomically(self.path / "sweep.json", json.dumps(facts, indent=1) + "\n")
+        write_atomically(self.path / "sweep.json", dumps(facts, indent=1) + "\n")
         rows = [report.row(cell) for cell in facts["cells"]]
         with (self.path / "sweep.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))

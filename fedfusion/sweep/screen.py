@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from fedfusion.reporting import sweep as report
+from fedfusion.reporting import tables
 from fedfusion.reporting.run_page import count
 from fedfusion.sweep.plan import Plan
 
@@ -59,13 +60,18 @@ class Screen:
 
     def cells(self, plan: Plan, states: Mapping[str, str]) -> None:
         """Print every cell, its run, and the training that it begins with."""
-        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-        for name in (*plan.axes, "run", "training", ""):
-            table.add_column(name, overflow="fold")
-        for cell in plan.cells:
-            state = "as above" if cell.repeats else states[cell.run]
-            table.add_row(*(cell.point[key] for key in plan.axes), cell.run, cell.training[:6], state)
-        self.console.print(table, soft_wrap=False)
+        rows = [
+            [
+                cell.run,
+                *(cell.point[key] for key in plan.axes),
+                cell.training[:6],
+                "as above" if cell.repeats else states[cell.run],
+            ]
+            for cell in plan.cells
+        ]
+        self.say("")
+        tables.show(self.console, ["run", *plan.axes, "training", ""], rows, justify="left")
+        self.say("")
 
     def estimated(self, seconds: float | None) -> None:
         """Say how long what is left will take."""

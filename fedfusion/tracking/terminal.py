@@ -63,7 +63,7 @@ class Terminal:
         else:
             if means.get("realigned") == means.get("fused"):
                 means.pop("realigned", None)
-            parts = [f"loss {record['train_loss']:.2f}", *(f"{name} {value}" for name, value in means.items())]
+            parts = [f"loss {_loss(record)}", *(f"{name} {value}" for name, value in means.items())]
             self._say([f"round {record['round']}/{self.num_rounds}", *parts], "  ")
         if not record["learnt"]:
             self._say("  too little arrived: the last model is kept".split(" "))
@@ -78,7 +78,7 @@ class Terminal:
         nmse = "–" if record["nmse_db"] is None else f"{record['nmse_db']:.1f} dB"
         texts = {
             "round": f"{record['round']}/{self.num_rounds}",
-            "loss": f"{record['train_loss']:.2f}",
+            "loss": _loss(record),
             **means,
             "NMSE": nmse,
             "believed": f"{record['believed']}/{len(record['clients'])}",
@@ -102,3 +102,8 @@ class Terminal:
         """Take the bar away."""
         if self.progress is not None:
             self.progress.stop()
+
+
+def _loss(record: Mapping[str, Any]) -> str:
+    """Of a round; a record that was read from `metrics.jsonl` has null for what is not finite."""
+    return "–" if record["train_loss"] is None else f"{record['train_loss']:.2f}"

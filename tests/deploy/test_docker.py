@@ -76,3 +76,29 @@ def test_containers_are_not_forgotten_where_docker_does_not_answer(deployment, m
     monkeypatch.setattr(docker, "available", lambda: False)
     with pytest.raises(FedfusionError, match="Docker does not answer, and has containers of"):
         docker.down(deployment)
+
+
+def scripted(tmp_path, monkeypatch, script):
+    (tmp_path / "docker").write_text(f"#!/bin/sh\n{script}\n")
+    (tmp_path / "docker").chmod(0o700)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+
+
+@pytest.mark.parametrize(
+    "script, works",
+    [
+        ("exit 0", True),
+        ('[ "$1" = compose ]', False),
+        ('[ "$1" = info ]', False),
+        ('[ "$1" = compose ] || exec sleep 60', False),
+        ("exec sleep 60", False),
+    ],
+)
+def test_an_engine_is_there_if_it_and_compose_answer_in_time(script, works, tmp_path, monkeypatch):
+    scripted(tmp_path, monkeypatch, script)
+    assert docker.available(answer_s=10.0 if works else 0.5) is works
+
+
+def test_without_the_command_there_is_no_engine(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert not docker.available()

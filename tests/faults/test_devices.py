@@ -134,17 +134,26 @@ def test_a_superlink_that_is_killed_is_waited_for(run, home, undisturbed, record
     told(record_property, "the SuperLink of devices is killed; it answers again", "nothing", answered)
 
 
+def database(home):
+    """The SuperLink's state."""
+    return contextlib.closing(sqlite3.connect(home / "state.db", timeout=60.0, isolation_level=None))
+
+
+def row_of_a_device(home):
+    """The id of node-0 as the database keeps it."""
+    number = int(members.node_id(Deployment.at(home).devices()[0]))
+    return number - 2**64 if number >= 2**63 else number
+
+
 def test_a_message_that_was_handed_out_and_did_not_arrive_is_sent_again(run, home, undisturbed, record_property):
     log, said = log_file(home, "node-0"), log_file(home, "node-0").stat().st_size
-    device = Deployment.at(home).devices()[0]
-    number = int(members.node_id(device))
-    row = number - 2**64 if number >= 2**63 else number  # as a database keeps it
+    row = row_of_a_device(home)
     disturbed = run()
     eventually(lambda: "Sent successfully" in log.read_text()[said:].partition("ROUND 1]")[2], "its upload of round 1")
     supernode = process(home, "node-0", "flower-supernode")
     supernode.suspend()
     try:
-        with contextlib.closing(sqlite3.connect(home / "state.db", timeout=60.0, isolation_level=None)) as state:
+        with database(home) as state:
             sent = "UPDATE message_ins SET delivered_at = 'lost' WHERE dst_node_id = ? AND group_id = '2'"
             eventually(lambda: state.execute(sent, (row,)).rowcount, "the message of round 2")
         lost = time.time()
@@ -153,6 +162,24 @@ def test_a_message_that_was_handed_out_and_did_not_arrive_is_sent_again(run, hom
     assert disturbed.metrics() == undisturbed
     assert "was lost on the way; clients" in (disturbed.folder / "run.log").read_text()
     recovered(record_property, disturbed.folder, lost, "a message to a device, or its answer, is lost on the way", 2)
+
+
+def test_a_device_whose_first_question_is_lost_is_asked_again(run, home, undisturbed, record_property):
+    mine = f"message_type = 'query' AND dst_node_id = {row_of_a_device(home)}"
+    with database(home) as state:
+        state.execute(
+            f"CREATE TRIGGER lose AFTER INSERT ON message_ins WHEN (SELECT count(*) = 1 FROM message_ins WHERE {mine} "
+            f"AND run_id = NEW.run_id) BEGIN UPDATE message_ins SET delivered_at = 'lost' WHERE {mine} AND "
+            "message_id = NEW.message_id; END"
+        )
+    try:
+        disturbed = run()
+        assert disturbed.metrics() == undisturbed
+    finally:
+        with database(home) as state:
+            state.execute("DROP TRIGGER lose")
+    assert "was lost on the way; it is asked again" in (disturbed.folder / "run.log").read_text()
+    told(record_property, "the first question to a device is lost on the way", "nothing: it is asked again")
 
 
 def test_a_run_that_may_not_start_again_names_its_checkpoint_and_can_be_resumed(
@@ -249,7 +276,7 @@ def test_new_keys_replace_the_former_ones_in_a_deployment_that_is_up(home, copie
 
 
 def test_down_in_the_middle_of_a_run_ends_it_and_leaves_nothing(run, home):
-    disturbed = run().after_round(1)
+    disturbed = run("rounds=50").after_round(1)  # a busy machine must not reach its end first
     done = deploy("down", home=home)
     assert done.returncode == 0 and "stopped" in done.stdout and not list(services.members(home))
     assert disturbed.end() == 1

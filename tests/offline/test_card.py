@@ -148,3 +148,31 @@ def test_names_in_square_brackets_are_printed_as_they_are():
     rows = [row | {"name": f"[{row['name']}]"} for row in facts()["adapters"]]
     card.show_merge(facts(adapters=rows), console)
     assert "[a]" in console.export_text()
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_no_number_of_an_evaluation_is_cut_on_a_narrow_terminal(width):
+    tasks = {f"flipped-digit-{i}": {"base": i / 10, "adapter": 0.5 + i / 10} for i in range(3)}
+    results = {
+        "measure": "exact match",
+        "tasks": {t: {n: {"accuracy": s, "loss": 12 + s} for n, s in own.items()} for t, own in tasks.items()},
+        "mean": {"base": 0.111, "adapter": 0.222},
+        "worst": {"base": 0.333, "adapter": 0.444},
+    }
+    console = Console(record=True, width=width, file=io.StringIO())
+    card.show_evaluation(results, console)
+    lines = console.export_text().splitlines()
+    words = " ".join(lines).split()
+    assert lines[0] == "test exact match" and max(map(len, lines)) <= width
+    numbers = [f"{12 * loss + s:.3f}" for own in tasks.values() for s in own.values() for loss in (0, 1)]
+    assert {*numbers, *tasks, "0.111", "0.222", "0.333", "0.444"} < {*words}
+    assert words.count("flipped-digit-0") == (2 if width == 40 else 1)
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_no_number_of_a_merge_is_cut_on_a_narrow_terminal(width):
+    console = Console(record=True, width=width, file=io.StringIO())
+    rows = [row | {"name": f"client-{row['name']}/adapter", "norm": 0.1234} for row in facts()["adapters"]]
+    card.show_merge(facts(adapters=rows), console)
+    words = console.export_text().split()
+    assert {"client-a/adapter", "client-b/adapter", "0.1234", "0.250", "merged", "1.25", "norm", "cosine"} < {*words}

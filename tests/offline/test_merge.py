@@ -320,7 +320,7 @@ def test_a_person_sees_a_table_that_fits_80_columns(cli, sources, tmp_path):
     done = cli("merge", *sources, "fusion=average", "rank=3", "--out", tmp_path / "out")
     assert done.exit_code == 0, done.output
     lines = done.output.splitlines()
-    assert [line.split()[0] for line in lines if line.startswith((" task-", " merged"))] == [
+    assert [line.split()[0] for line in lines if line.startswith(("task-", "merged"))] == [
         "task-0",
         "task-1",
         "task-2",

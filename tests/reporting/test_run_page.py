@@ -2,6 +2,7 @@ import pytest
 
 from fedfusion.composition import compose, parse
 from fedfusion.reporting import run_page
+from fedfusion.strict_json import worded
 
 MEANS = {"base": 0.5, "single_task": 0.9, "personal": 0.85, "fused_received": 0.6, "realigned": 0.7}
 
@@ -169,3 +170,49 @@ def test_options_of_ones_own_count_as_chosen(tmp_path):
     results = found(f"hydra.searchpath=['file://{tmp_path}']", "channel=mine")
     assert ["channel", "awgn", "mine"] in run_page.differences(results)
     assert len(run_page.differences(results)) <= 2
+
+
+@pytest.mark.parametrize(
+    "overrides, rows",
+    [
+        (["experiment=quickstart"], []),
+        (["experiment=quickstart", "channel=mimo"], [["channel", "awgn", "mimo"]]),
+        (["channel=awgn", "realign=few_shot"], []),
+        (["method=mira", "coupling=laplacian"], [["method", "none", "mira"]]),
+        (["experiment=quickstart", "rounds=5"], [["rounds", "3", "5"]]),
+        (["channel=mimo", "fading=rayleigh"], [["channel", "awgn", "mimo"]]),
+    ],
+)
+def test_an_option_that_changes_nothing_is_no_difference(overrides, rows):
+    assert run_page.differences(found(*overrides)) == rows
+
+
+def test_one_of_two_options_that_say_the_same_is_told(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    text = "# @package _global_\ndefaults:\n  - override /channel: ideal\n"
+    (tmp_path / "experiment" / "mine.yaml").write_text(text)
+    told = run_page.differences(found(f"hydra.searchpath=['file://{tmp_path}']", "experiment=mine", "channel=ideal"))
+    assert told == [["channel", "awgn", "ideal"]]
+
+
+def test_folders_of_options_are_told_where_one_of_theirs_is_chosen(tmp_path):
+    (tmp_path / "channel").mkdir()
+    (tmp_path / "channel" / "mine.yaml").write_text("_target_: fedfusion.channels.Ideal\n")
+    assert run_page.differences(found(f"hydra.searchpath=['file://{tmp_path}']")) == []
+
+
+def test_settings_that_are_not_finite_are_compared_and_shown_as_they_are():
+    results = found("channel=aircomp")
+    results["config"] = worded(results["config"])
+    assert results["config"]["channel"]["jsr_db"] == "-inf"
+    assert run_page.differences(results) == [["channel", "awgn", "aircomp"]]
+    assert "  jsr_db: -.inf\n" in run_page.as_yaml(results["config"])
+    results["config"]["channel"]["snr_db"] = "inf"
+    assert run_page.differences(results)[1:] == [
+        ["channel.snr_db", str(found("channel=aircomp")["config"]["channel"]["snr_db"]), "inf"]
+    ]
+
+
+def test_a_mean_needs_all_that_it_is_of():
+    assert run_page.mean([1.0, 2.0]) == 1.5
+    assert run_page.mean([]) is run_page.mean([1.0, None]) is run_page.mean([None]) is None

@@ -1,7 +1,11 @@
+import io
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
-from fedfusion.reporting.tables import fitting
+from fedfusion.reporting.tables import fitting, show
 
 WORDS = st.text("abcdefgh_", min_size=1, max_size=12)
 
@@ -36,3 +40,29 @@ def test_a_part_is_as_wide_as_it_may_be_and_no_wider(grid, width):
     for (part, cells), (after, others) in zip(parts, parts[1:], strict=False):
         wider = [own + [other[1]] for own, other in zip(cells, others, strict=True)]
         assert room([*part, after[1]], wider) > width, "the next column would have fitted"
+
+
+@pytest.mark.parametrize("width, parts", [(30, 4), (40, 2), (80, 1)])
+def test_a_table_is_printed_in_its_parts_with_the_totals_apart(width, parts):
+    header = ["task", "base", "adapter [x]", "base loss", "adapter loss"]
+    rows = [["[upright]-digit", "0.125", "0.250", "1.000", "2.000"], ["mean", "0.375", "0.500", "", ""]]
+    out = io.StringIO()
+    show(Console(file=out, width=width, soft_wrap=True), header, rows, totals=1)
+    lines = [line.rstrip() for line in out.getvalue().splitlines()]
+    assert max(map(len, lines)) <= width and "…" not in out.getvalue()
+    words = " ".join(lines).split()
+    assert {"[x]", "base", "adapter", "loss", *rows[0], "0.375", "0.500"} < {*words}
+    assert words.count("[upright]-digit") == words.count("mean") == parts
+    for i, line in enumerate(lines):
+        if line.startswith("[upright]-digit"):
+            assert lines[i - 1][0] == "─" and lines[i + 1] == "" and lines[i + 2].startswith("mean")
+    assert [lines[i + 1] for i, line in enumerate(lines[:-1]) if line.startswith("mean")] == [""] * (parts - 1)
+
+
+def test_numbers_stand_on_the_right_and_words_on_the_left():
+    printed = {}
+    for side in ("left", "right"):
+        out = io.StringIO()
+        show(Console(file=out, width=40), ["run", "a long name"], [["x", "1"]], justify=side)
+        printed[side] = out.getvalue().splitlines()[-1].rstrip()
+    assert printed == {"left": "x    1", "right": "x       1"}

@@ -4,6 +4,8 @@ from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
 from fedfusion.federation.inline import InlineGrid
+from fedfusion.server import lost
+from fedfusion.server.lost import PRESENT
 from fedfusion.server.meeting import Offer, _dealt, meet
 from fedfusion.types import FedfusionError
 
@@ -82,3 +84,131 @@ def test_a_device_that_claims_to_be_of_many_does_not_keep_the_others_waiting():
 def test_a_device_that_makes_no_sense_takes_no_part_and_is_named(answer, said):
     with pytest.raises(FedfusionError, match=f"host 0 of 2 clients .*; node 2: .*{said}"):
         meet(answering(device(1, "a"), answer), "{}", ["a", "a"], timeout=0.5, simulated=False)
+
+
+class Field(InlineGrid):
+    """Devices 1..P, each the part of that place. One that is busy with a message answers no other.
+
+    Attributes
+    ----------
+    asked
+        The types of the messages sent to each node.
+    loses
+        How many questions to each node never arrive.
+    loads
+        How many looks a node is busy with its first message.
+    """
+
+    def __init__(self, parts, loses=None, loads=None, **odd):
+        app = ClientApp()
+
+        @app.query()
+        def hosted(message, context):
+            return Message(RecordDict({"config": ConfigRecord(self.offers[context.node_id])}), reply_to=message)
+
+        @app.query("present")
+        def present(message, context):
+            return Message(RecordDict(), reply_to=message)
+
+        super().__init__(app, parts, 10.0)
+        self.offers = {node: device(node - 1, "a", parts=parts) | odd.get(f"n{node}", {}) for node in self.contexts}
+        self.asked = {node: [] for node in self.contexts}
+        self.loses, self.loads = loses or {}, loads or {}
+
+    def push_messages(self, messages):
+        messages = list(messages)
+        keys = list(super().push_messages(messages))
+        for key, message in zip(keys, messages, strict=True):
+            node, kind = message.metadata.dst_node_id, message.metadata.message_type
+            self.asked[node].append(kind)
+            if kind != PRESENT and self.loses.get(node, 0):
+                self.loses[node] -= 1
+                del self.waiting[key]
+        return keys
+
+    def pull_messages(self, message_ids):
+        ready = []
+        for node in self.contexts:
+            there = [key for key in message_ids if key in self.waiting]
+            own = [key for key in there if self.waiting[key].metadata.dst_node_id == node]
+            if own and self.loads.get(node, 0):
+                self.loads[node] -= 1
+            else:
+                ready += reversed(own)  # a SuperLink hands them out in any order
+        return [reply for key in ready for reply in super(Field, self).pull_messages([key])]
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(lost, "DOUBT_S", 0.2)
+
+
+def test_a_question_to_a_device_that_was_lost_is_asked_again(impatient):
+    grid = Field(3, loses={2: 2})
+    met = meet(grid, "{}", ["a"] * 3, timeout=10.0, simulated=False)
+    assert met.hosted == {1: [0], 2: [1], 3: [2]}
+    assert grid.asked == {1: ["query"], 2: ["query", PRESENT, "query", PRESENT, "query"], 3: ["query"]}
+
+
+def test_a_device_that_takes_long_to_answer_is_asked_once(impatient):
+    grid = Field(2, loads={2: 4})
+    assert meet(grid, "{}", ["a"] * 2, timeout=10.0, simulated=False).hosted == {1: [0], 2: [1]}
+    assert grid.asked[1] == ["query"] and grid.asked[2].count("query") == 1 and PRESENT in grid.asked[2]
+
+
+def test_devices_that_stay_silent_are_named(impatient):
+    class Crashed(Field):
+        def _handle(self, message):
+            if message.metadata.dst_node_id == 4:
+                self.loads[4] = 10**9
+                return [Message(Error(ErrorCode.CLIENT_APP_CRASHED, "out of memory"), reply_to=message)]
+            return super()._handle(message)
+
+    grid = Crashed(6, loads=dict.fromkeys((5, 2), 10**9), n3={"part": 9})
+    said = "0 of 6 .*; node 3: part.*; node 4: out of memory; node 2: it has not answered; node 5: it has not answered$"
+    with pytest.raises(FedfusionError, match=said):
+        meet(grid, "{}", ["a"] * 6, timeout=2.5, simulated=False)
+    assert grid.asked[5].count("query") == 1 and 1 < grid.asked[5].count(PRESENT) < 5
+
+
+def test_a_device_that_was_away_is_asked_again():
+    class Away(Field):
+        """Where the SuperLink answers for node 2, which has just left; Flower gives the SuperLink the id 1."""
+
+        times = 1
+
+        def _handle(self, message):
+            if message.metadata.dst_node_id == 2 and self.times:
+                self.times -= 1
+                reply = Message(Error(ErrorCode.NODE_UNAVAILABLE, "Node unavailable"), reply_to=message)
+                reply.metadata.__dict__["_src_node_id"] = 1
+                return [reply]
+            return super()._handle(message)
+
+    grid = Away(2)
+    assert meet(grid, "{}", ["a"] * 2, timeout=10.0, simulated=False).hosted == {1: [0], 2: [1]}
+    assert grid.asked == {1: ["query"], 2: ["query"] * 2}
+
+
+def test_a_device_that_the_superlink_does_not_know_yet_is_asked_again():
+    class Forgetful(Field):
+        times = 1
+
+        def push_messages(self, messages):
+            refused, self.times = self.times, 0
+            return [""] * len(messages) if refused else super().push_messages(messages)
+
+    assert meet(Forgetful(2), "{}", ["a"] * 2, timeout=10.0, simulated=False).hosted == {1: [0], 2: [1]}
+
+
+def test_a_device_that_claims_to_be_alone_is_not_believed_while_others_may_say_otherwise():
+    grid = Field(4, loads=dict.fromkeys((2, 3, 4), 1), n1={"parts": 1})
+    met = meet(grid, "{}", ["a"] * 4, timeout=10.0, simulated=False)
+    assert met.hosted == {1: [0], 2: [1], 3: [2], 4: [3]}
+
+
+def test_nobody_waits_for_a_device_that_nobody_misses():
+    alone = {f"n{node}": {"parts": 2} for node in (1, 2)}
+    grid = Field(3, loads={3: 10**9}, **alone)
+    assert meet(grid, "{}", ["a"] * 2, timeout=10.0, simulated=False).hosted == {1: [0], 2: [1]}
+    assert grid.asked[3] == ["query"]

@@ -5,7 +5,6 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.common.constant import ErrorCode
 
 from fedfusion.apps import client_app
 from fedfusion.client.train import Job
@@ -13,9 +12,8 @@ from fedfusion.client.wire import encode
 from fedfusion.config import build, resolve, to_json
 from fedfusion.federation.inline import InlineGrid
 from fedfusion.lora.model import LoraModel
-from fedfusion.server import nodes as server_nodes
 from fedfusion.server.meeting import meet
-from fedfusion.server.nodes import PRESENT, Nodes, measured, remaining_s
+from fedfusion.server.nodes import Nodes, measured
 from fedfusion.server.uploads import Uploads
 from fedfusion.tasks.heads import PrototypeHead
 from fedfusion.types import Layout, Pair
@@ -251,10 +249,6 @@ def trainer(asked):
     """A client app whose clients send back what they were sent."""
     app = ClientApp()
 
-    @app.query("present")
-    def present(message, context):
-        return Message(RecordDict(), reply_to=message)
-
     @app.train()
     def train(message, context):
         clients = list(message.content.config_records["config"]["clients"])
@@ -269,137 +263,12 @@ def trainer(asked):
     return app
 
 
-class Flaky(InlineGrid):
-    """Node 1 is gone the first `times` times that it is asked, and cannot be seen for `away` looks after that."""
-
-    times, away, code = 1, 2, ErrorCode.NODE_UNAVAILABLE
-
-    def _handle(self, message):
-        if message.metadata.dst_node_id == 1 and self.times:
-            self.times -= 1
-            self.hidden = self.away
-            return [Message(Error(self.code, "Node unavailable"), reply_to=message)]
-        return super()._handle(message)
-
-    def get_node_ids(self):
-        self.hidden = getattr(self, "hidden", 0) - 1
-        return [node for node in super().get_node_ids() if node != 1 or self.hidden < 0]
-
-
 def exchange(grid, nodes, **deadline):
     adapters, heads = torch.arange(3.0)[:, None].repeat(1, 4), {f"task-{client}": None for client in range(3)}
     uploads = Uploads({0, 1, 2}, LAYOUT)
     messages = nodes.messages(1, nodes.groups({0, 1, 2}, 8), adapters, Suite(), heads, {}, **deadline)
     nodes.exchange(grid, messages, 3, 5.0, lambda *_: None, uploads.take)
     return uploads
-
-
-@pytest.mark.parametrize("code", [ErrorCode.NODE_UNAVAILABLE, ErrorCode.CLIENT_APP_CRASHED])
-def test_a_node_that_comes_back_loses_nothing(code):
-    asked, nodes = [], Nodes("{}", {1: [0, 2], 2: [1]}, devices=True)
-    grid = Flaky(trainer(asked), 2, 10.0)
-    grid.code = code
-    uploads = exchange(grid, nodes)
-    assert not uploads.dropped and asked == [(2, [1]), (1, [0, 2])]
-    assert torch.equal(uploads.vectors[:, 0], torch.arange(3.0))
-
-
-def test_a_node_that_is_gone_again_and_again_loses_its_clients():
-    asked, nodes = [], Nodes("{}", {1: [0, 2], 2: [1]}, devices=True)
-    grid = Flaky(trainer(asked), 2, 10.0)
-    grid.times, grid.away = 99, 0
-    uploads = exchange(grid, nodes)
-    assert uploads.dropped == {0: "Node unavailable", 2: "Node unavailable"} and list(uploads.metrics) == [1]
-
-
-class Lossy(InlineGrid):
-    """A SuperLink that hands out a message to node 1, or the answer to it, and dies before it has arrived."""
-
-    times, trains = 1, False
-
-    def _handle(self, message):
-        if message.metadata.dst_node_id == 1 and message.metadata.message_type == "train" and self.times:
-            self.times -= 1
-            return super()._handle(message)[1:] if self.trains else []
-        return super()._handle(message)
-
-
-@pytest.mark.parametrize("trains", [False, True])
-def test_a_message_that_a_device_never_got_or_whose_answer_was_lost_is_sent_again(trains, monkeypatch):
-    monkeypatch.setattr(server_nodes, "DOUBT_S", 0.1)
-    asked, nodes = [], Nodes("{}", {1: [0, 2], 2: [1]}, devices=True)
-    grid = Lossy(trainer(asked), 2, 10.0)
-    grid.trains = trains
-    uploads = exchange(grid, nodes)
-    assert not uploads.dropped and torch.equal(uploads.vectors[:, 0], torch.arange(3.0))
-    assert sorted(asked) == [(1, [0, 2])] * (1 + trains) + [(2, [1])]
-
-
-def test_a_device_that_loses_every_message_loses_its_clients(monkeypatch):
-    monkeypatch.setattr(server_nodes, "DOUBT_S", 0.1)
-    asked, nodes = [], Nodes("{}", {1: [0, 2], 2: [1]}, devices=True)
-    grid = Lossy(trainer(asked), 2, 10.0)
-    grid.times = 99
-    uploads = exchange(grid, nodes)
-    assert list(uploads.metrics) == [1] and grid.times == 99 - 3
-    assert set(uploads.dropped.values()) == {"did not answer before the deadline"}
-
-
-class Busy(InlineGrid):
-    """Node 1 works while it is asked. The first question is lost; to the fourth, all answers come at once."""
-
-    def __init__(self, *arguments):
-        super().__init__(*arguments)
-        self.questions, self.trainings = [], 0
-
-    def push_messages(self, messages):
-        messages = list(messages)
-        for message in messages:
-            if message.metadata.message_type == PRESENT:
-                assert not any(remaining_s(question) > 0 for question in self.questions[1:])
-                self.questions.append(message)
-            else:
-                self.trainings += 1
-        return super().push_messages(messages)
-
-    def pull_messages(self, message_ids):
-        there = [key for key in message_ids if key in self.waiting]
-        if len(self.questions) == 4:
-            return [reply for key in reversed(there) for reply in super(Busy, self).pull_messages([key])]
-        for question in self.questions[:1]:
-            if self.waiting.pop(question.metadata.message_id, None):
-                return [Message(Error(ErrorCode.MESSAGE_UNAVAILABLE, "it was lost"), reply_to=question)]
-        return super().pull_messages([key for key in there if self.waiting[key].metadata.dst_node_id == 2])
-
-
-def test_a_device_that_works_for_long_is_asked_one_question_at_a_time_and_trains_once(monkeypatch):
-    monkeypatch.setattr(server_nodes, "DOUBT_S", 0.1)
-    asked, nodes = [], Nodes("{}", {1: [0, 2], 2: [1]}, devices=True)
-    grid = Busy(trainer(asked), 2, 10.0)
-    uploads = exchange(grid, nodes)
-    assert not uploads.dropped and asked == [(2, [1]), (1, [0, 2])] and grid.trainings == 2
-    assert [question.metadata.dst_node_id for question in grid.questions] == [1, 1, 1, 1]
-
-
-def test_simulated_nodes_are_asked_no_questions(monkeypatch):
-    monkeypatch.setattr(server_nodes, "DOUBT_S", 0.0)
-    sent = []
-
-    class Watched(InlineGrid):
-        def push_messages(self, messages):
-            messages = list(messages)
-            sent.extend(message.metadata.message_type for message in messages)
-            return super().push_messages(messages)
-
-    exchange(Watched(trainer([]), 2, 10.0), Nodes("{}", {1: [0, 1, 2], 2: [0, 1, 2]}))
-    assert sent == ["train"]
-
-
-def test_a_node_says_that_it_takes_messages():
-    grid = InlineGrid(client_app, 1, 10.0)
-    sent = grid.push_messages([Message(RecordDict(), 1, PRESENT)])
-    (reply,) = grid.pull_messages(sent)
-    assert not reply.has_error()
 
 
 def test_a_round_ends_at_its_deadline_with_those_that_have_answered():
@@ -471,18 +340,6 @@ def test_devices_that_hang_keep_nobody_else_waiting():
     messages = nodes.messages(1, groups, torch.zeros(45, 4), Suite(), heads, {}, deadline_s=2.0)
     nodes.exchange(Hung(trainer(asked), 45, 10.0), messages, 45, 5.0, lambda *_: None, uploads.take)
     assert sorted(uploads.metrics) == [40, 41, 42, 43, 44] and len(asked) == 5
-
-
-def test_a_node_that_has_left_when_it_is_asked_is_waited_for():
-    class Forgetful(InlineGrid):
-        def push_messages(self, messages):
-            messages = list(messages)
-            refused, self.times = self.times, 0
-            return [""] * len(messages) if refused else super().push_messages(messages)
-
-    grid, asked = Forgetful(trainer([]), 2, 10.0), Nodes("{}", {1: [0, 2], 2: [1]}, devices=True)
-    grid.times = 1
-    assert not exchange(grid, asked).dropped
 
 
 @pytest.mark.parametrize("data", [b"", b"PK\x03\x04broken", np.lib.format.magic(1, 0) + b"\x76\x00{'descr': '<f4', "])

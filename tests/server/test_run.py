@@ -24,6 +24,8 @@ def test_over_an_ideal_uplink_what_is_received_is_what_was_sent(tmp_path):
         assert record["mean"]["fused_clean"] == record["mean"]["fused_received"] == record["mean"]["realigned"]
     heard = {client for record in metrics["rounds"] for client in record["clients"]}
     assert len(list((tmp_path / "personal").iterdir())) == len(heard)
+    text = (tmp_path / "results.json").read_text()  # as JSON knows no infinity
+    assert "Infinity" not in text and json.loads(text)["config"]["guard"]["clip"] == "inf"
 
 
 def test_byzantine_clients_are_drawn_by_the_seed_and_kept_out_of_clean(tmp_path):

@@ -1,6 +1,7 @@
 import csv
 import fcntl
 import json
+import math
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from omegaconf import OmegaConf
 
 from fedfusion.sweep import facts as facts_of
 from fedfusion.sweep import sweep
+from fedfusion.sweep.folder import Folder
 from fedfusion.types import FedfusionError
 
 BUDGETS = [*TINY, "attack=sign_flipping", "attack.f=0,1"]
@@ -337,3 +339,30 @@ def test_other_places_give_the_same(launcher, tmp_path):
     cells = [json.loads(done.stdout)["cells"] for done in (here_, there)]
     for own, other in zip(*cells, strict=True):
         assert {**own, "wall_time_s": 0} == {**other, "wall_time_s": 0} and own["error"] is None
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_the_cells_of_a_dry_run_are_shown_without_a_broken_word(width, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(width))
+    chosen = [*BUDGETS, "fusion=task_arithmetic,ties", "channel.jsr_db=0.0,10.0", "seed=0"]
+    facts = swept([*chosen, "sweep.dry_run=true"], tmp_path / "out")
+    lines = capsys.readouterr().err.splitlines()
+    runs = [cell["run"] for cell in facts["cells"]]
+    for i, cell in enumerate(facts["cells"]):
+        told = " ".join(line for line in lines if line.startswith(cell["run"])).split()
+        assert {*cell["point"].values()} < {*told} and told[-1] in ("new", "above"), (i, told)
+    words = " ".join(lines).split()
+    assert {"attack.f", "fusion", "channel.jsr_db", "training"} < {*words}
+    rows = [i for i, line in enumerate(lines) if line.split(" ")[0] in runs]
+    assert max(len(lines[i].rstrip()) for i in rows) <= width
+    assert words.count("run") >= (2 if width == 40 else 1)
+
+
+def test_what_is_concluded_is_strict_json_and_is_concluded_once(tmp_path):
+    facts = swept(BUDGETS, tmp_path / "out") | {"lost": [math.nan, math.inf]}
+    folder, report = Folder(tmp_path / "out"), tmp_path / "out" / "report.html"
+    folder.conclude(facts)
+    assert json.loads((tmp_path / "out" / "sweep.json").read_text())["lost"] == [None, None]
+    written = report.stat().st_mtime_ns
+    folder.conclude(facts)
+    assert report.stat().st_mtime_ns == written

@@ -84,3 +84,12 @@ def test_no_line_is_longer_than_the_terminal_and_no_word_is_broken(width):
         assert any(words in line for line in lines)
     said = re.sub(r"\s+", " ", " ".join(line for line in lines if "/" not in line))
     assert "on its way, and the message that said so never came back in time" in said
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_a_loss_that_the_record_of_a_round_has_not_is_left_open(width):
+    terminal, printed = on_a_terminal(width)
+    terminal.exchanged(1, 4, 4)
+    terminal.finished({**LONG, "train_loss": None, "nmse_db": 1.0, "believed": 4, "clients": range(4)})
+    terminal.close()
+    assert any(words in printed() for words in ("loss –", "1/3       –"))
