@@ -392,7 +392,7 @@ def answered(facts: dict) -> str:
     """What a sweep answers."""
     runs = sum(not cell["repeats"] for cell in facts["cells"])
     said = sweep.answer(facts | sweep.figures(facts))
-    return textwrap.fill(f"The plot is of {runs} runs, whose report begins: {said}", 120)
+    return textwrap.fill(f"The plot is of {runs} runs (`{facts['command']}`), whose report begins: {said}", 120)
 
 
 def backdoor(facts: dict) -> str:
@@ -454,7 +454,7 @@ def _range(values: list[float]) -> str:
 TUTORIAL = {
     "experiments/quickstart/results.json": quickstart,
     "experiments/quickstart/knobs.json": turned,
-    "experiments/resilience/budget.json": answered,
+    "experiments/resilience/attack_budget.json": answered,
 }
 EVIDENCE = {
     "experiments/quickstart/knobs.json": knobs,

@@ -47,13 +47,17 @@ class Results:
         Raises
         ------
         FedfusionError
-            If there is no results.json in it that can be read.
+            If there is no results.json in it that can be read, or it is of a sweep.
         """
-        path = Path(folder) / "results.json"
-        try:
-            return cls(Path(folder), json.loads(path.read_text()))
-        except (OSError, ValueError) as error:
-            raise FedfusionError(f"{path}: there are no results of a run ({error})") from error
+        from fedfusion.reporting import rebuild, report
+
+        folder = Path(folder)
+        if rebuild.kind(folder) == "sweep":
+            raise FedfusionError(
+                f"{folder} holds a sweep (read its table, {folder / 'sweep.csv'}, with pandas.read_csv; or load one of "
+                f"its runs, from {folder / 'runs'})"
+            )
+        return cls(folder, report.load(folder))
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -98,6 +102,8 @@ def run(overrides: Sequence[str] = (), resume: str | Path | None = None) -> Resu
 
     Raises
     ------
+    TypeError
+        If `overrides` is no list of texts.
     ConfigErrors
         Before anything is loaded: everything that is wrong with the configuration.
     FedfusionError
@@ -114,12 +120,23 @@ def run(overrides: Sequence[str] = (), resume: str | Path | None = None) -> Resu
 
 def prepare(overrides: Sequence[str], resume: str | Path | None = None) -> tuple[DictConfig, list[str], Path]:
     """The configuration of a run, checked; the overrides that it is made of; and its folder."""
-    _one_cell(overrides)
+    if isinstance(overrides, str) or not all(isinstance(text, str) for text in overrides):
+        raise TypeError(f'overrides must be a list of texts, as ["rounds=1", "seed=2"], got {overrides!r}')
     if resume is None:
-        cfg = config.resolve(overrides)
-        return cfg, list(overrides), config.fresh_run_dir(cfg).resolve()
-    cfg, combined = config.resume(Path(resume), overrides)
-    return cfg, combined, Path(resume).resolve()
+        cfg, combined = config.resolve(overrides), list(overrides)
+    else:
+        cfg, combined = config.resume(Path(resume), overrides)
+        _not_fewer(cfg.rounds, Path(resume))
+    _one_cell(overrides)
+    return cfg, combined, (config.fresh_run_dir(cfg) if resume is None else Path(resume)).resolve()
+
+
+def _not_fewer(rounds: int, run_dir: Path) -> None:
+    """Refuse to continue a run for fewer rounds than it has."""
+    last = Checkpoints(run_dir).latest()
+    done = int(last.name.removeprefix("round-")) if last else 0
+    if rounds < done:
+        raise ConfigErrors([f"--resume {run_dir}: rounds={rounds}, but {done} are done (give rounds={done} or more)"])
 
 
 def _one_cell(overrides: Sequence[str]) -> None:

@@ -260,7 +260,7 @@ def validate(overrides: Overrides = None, config_dir: ConfigDir = None, as_json:
     from fedfusion.errors import FedfusionError
 
     try:
-        config.resolve([*_searched(config_dir), *(overrides or [])])
+        config.fresh_run_dir(config.resolve([*_searched(config_dir), *(overrides or [])]))
     except FedfusionError as error:
         if not as_json:
             raise

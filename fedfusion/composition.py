@@ -4,6 +4,7 @@ import contextlib
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -12,12 +13,15 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from fedfusion.validation import ConfigErrors, check_key, check_option, check_values, first_line
 
+T = TypeVar("T")
 CONF = next(p for p in (Path(__file__).parent / "conf", Path(__file__).parent.parent / "conf") if p.is_dir())
 SEARCHPATH = "hydra.searchpath"
 ELSEWHERE = frozenset({"run_dir", "trainings", "tracker", "federation", "push_to_hub"})  # keys that change no result
+REFUSALS = (HydraException, OmegaConfBaseException, ValueError)  # what Hydra raises against overrides
 PATHS = ("model.path", "suite.root", "coupling.adjacency.path")
 
 
@@ -27,7 +31,8 @@ def options(own: Sequence[Path] = ()) -> dict[str, dict[str, Path]]:
     Raises
     ------
     ConfigErrors
-        If a folder of one's own does not exist, holds no option of any group, or has one by a name that is taken.
+        If a folder of one's own does not exist, holds no option of any group, or has one that cannot be read or by a
+        name that is taken.
     """
     found = {
         folder.name: {path.stem: path for path in folder.glob("*.yaml")}
@@ -42,6 +47,7 @@ def options(own: Sequence[Path] = ()) -> dict[str, dict[str, Path]]:
         for path in files:
             if path.stem in found[path.parent.name]:
                 raise ConfigErrors([f"{path}: {path.parent.name}={path.stem} is there already (rename the file)"])
+            loaded(path, dict, "mend it")
             found[path.parent.name][path.stem] = path
     return {group: dict(sorted(files.items())) for group, files in found.items()}
 
@@ -49,6 +55,25 @@ def options(own: Sequence[Path] = ()) -> dict[str, dict[str, Path]]:
 def groups(own: Sequence[Path] = ()) -> dict[str, list[str]]:
     """The config groups and their options, see :func:`options`."""
     return {group: list(files) for group, files in options(own).items()}
+
+
+def loaded(path: Path, kind: type[T], way_out: str) -> T:
+    """What a YAML file holds, unresolved.
+
+    Raises
+    ------
+    ConfigErrors
+        If it cannot be read, or holds something else.
+    """
+    try:
+        found = OmegaConf.to_container(OmegaConf.load(path))
+        if found == {}:
+            raise ValueError("it is empty")
+        if not isinstance(found, kind):
+            raise ValueError(f"it holds a {type(found).__name__}, not a {kind.__name__}")
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+        raise ConfigErrors([f"{path} cannot be read: {' '.join(str(error).split())} ({way_out})"]) from error
+    return found
 
 
 def search(folder: Path) -> str:
@@ -69,9 +94,15 @@ def parse(overrides: Sequence[str]) -> tuple[list[Override], list[str]]:
     parsed, errors = [], []
     for text in overrides:
         try:
-            parsed.append(OverridesParser.create().parse_override(text))
+            override = OverridesParser.create().parse_override(text)
         except HydraException as error:
-            errors.append(f"{text}: cannot be read as key=value ({first_line(error)})")
+            why = f" ({first_line(error).partition(' expecting ')[0]})" if "=" in text else ""
+            errors.append(f"{text or repr(text)}: cannot be read as key=value{why}")
+            continue
+        if override.key_or_group:
+            parsed.append(override)
+        else:
+            errors.append(f"{text}: cannot be read as key=value (the key is missing)")
     return parsed, errors
 
 
@@ -87,15 +118,15 @@ def composed(
     """
     parsed, errors = parse(overrides)
     offered = {g: names for g, names in groups(searched(parsed)).items() if takes is None or g in takes}
-    if not errors:
+    chosen = [(o, check_option(o, offered[o.key_or_group])) for o in parsed if o.key_or_group in offered]
+    if not errors and not any(wrong for _, wrong in chosen):
         with contextlib.suppress(ConfigErrors):  # Hydra refuses what does not exist; what follows says all of it
             cfg = compose(parsed, root)
             return cfg, [], check_values(cfg, schema)
     search = [o for o in parsed if o.key_or_group == SEARCHPATH]
-    checked = [(o, check_option(o, offered[o.key_or_group])) for o in parsed if o.key_or_group in offered]
-    skeleton = compose([*search, *(o for o, wrong in checked if not wrong)], root)
+    skeleton = compose([*search, *(o for o, wrong in chosen if not wrong)], root)
     values = [o for o in parsed if o.key_or_group not in (SEARCHPATH, *offered)]
-    checked += [(o, check_key(o, skeleton, offered)) for o in values]
+    checked = [*chosen, *((o, check_key(o, skeleton, offered)) for o in values)]
     errors += [error for _, wrong in checked for error in wrong]
     cfg = compose([*search, *(o for o, wrong in checked if not wrong)], root)
     return cfg, errors, check_values(cfg, schema)
@@ -118,7 +149,7 @@ def compose(overrides: Sequence[Override], root: str = "config") -> DictConfig:
                 if isinstance(path, str) and Path(path).exists():
                     OmegaConf.update(cfg, key, str(Path(path).resolve()))
             OmegaConf.resolve(cfg)
-        except (HydraException, OmegaConfBaseException) as error:
+        except REFUSALS as error:
             lonely = re.match(r"Could not override '(\w+)'", first_line(error))
             raise ConfigErrors([_homeless(lonely[1], overrides) if lonely else first_line(error)]) from error
     return cfg
@@ -136,7 +167,7 @@ def grid(overrides: Sequence[str]) -> tuple[dict[str, str], str]:
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         try:
             settings = hydra.compose("config", list(overrides), return_hydra_config=True).hydra
-        except HydraException as error:
+        except REFUSALS as error:
             raise ConfigErrors([first_line(error)]) from error
     params = settings.sweeper.get("params") or {}
     return {str(key): str(values) for key, values in params.items()}, settings.runtime.choices["attack"]

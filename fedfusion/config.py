@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from fedfusion import hub
 from fedfusion.composition import CONF as CONF
 from fedfusion.composition import composed as composed
 from fedfusion.composition import groups as groups
+from fedfusion.composition import loaded
 from fedfusion.contradictions import contradictions
 from fedfusion.lora.spec import locate
 from fedfusion.rng import generator
@@ -226,7 +228,7 @@ def resolve(overrides: Sequence[str]) -> DictConfig:
     ------
     ConfigErrors
         With one sentence per error: unknown names and their nearest valid ones, wrong types, values that a stage
-        refuses, files that do not exist.
+        refuses, files that do not exist, a folder that cannot be made.
     """
     cfg, errors, unfit = composed(overrides, "config", Experiment)
     if not unfit:
@@ -240,6 +242,7 @@ def resolve(overrides: Sequence[str]) -> DictConfig:
             experiment.check()
         except FedfusionError as error:
             unfit += str(error).splitlines()
+        unfit += _unwritable(Path(cfg.run_dir)) if cfg.run_dir else []
     if errors or unfit:
         raise ConfigErrors([*errors, *unfit])
     return cfg
@@ -256,19 +259,21 @@ def resume(run_dir: Path, overrides: Sequence[str]) -> tuple[DictConfig, list[st
     Raises
     ------
     ConfigErrors
-        If there is no run in `run_dir`, or something else than the keys of `RESUMABLE` differs.
+        If there is no run in `run_dir`, or one that cannot be read, or something else than the keys of `RESUMABLE`
+        differs.
     """
     if not all((run_dir / name).is_file() for name in ("config.yaml", "overrides.yaml")):
         raise ConfigErrors([f"--resume {run_dir}: there is no config.yaml in it (give the folder of an earlier run)"])
-    stored = OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml"))
-    earlier = [str(override) for override in OmegaConf.load(run_dir / "overrides.yaml")]
+    way_out = "restore it from a copy, or begin a new run"
+    stored = loaded(run_dir / "config.yaml", dict, way_out)
+    earlier = [str(override) for override in loaded(run_dir / "overrides.yaml", list, way_out)]
     for group in ("federation", "tracker"):
         if any(override.startswith(f"{group}=") for override in overrides):
             earlier = [override for override in earlier if not override.startswith((f"{group}=", f"{group}."))]
-    combined = [*earlier, *overrides]
+    combined = list({text.partition("=")[0]: text for text in [*earlier, *overrides]}.values())  # the last of each key
     cfg = resolve([*combined, f"run_dir='{run_dir}'"])
     fresh = OmegaConf.to_container(cfg)
-    assert isinstance(stored, dict) and isinstance(fresh, dict)
+    assert isinstance(fresh, dict)
     ours, theirs = (flat({k: v for k, v in cfg.items() if k not in RESUMABLE}) for cfg in (fresh, stored))
     differing = [key for key in sorted(ours.keys() | theirs.keys()) if differ(ours.get(key), theirs.get(key))]
     if differing:
@@ -306,18 +311,23 @@ def fresh_run_dir(cfg: DictConfig) -> Path:
         If it exists, for a run is never overwritten, or if it cannot be made where it is to be.
     """
     folder = Path(cfg.run_dir or f"runs/{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}")
-    if folder.exists():
+    if os.path.exists(folder):
         raise FedfusionError(
             f"run_dir={folder} exists already and is never overwritten (choose another, or --resume {folder})"
         )
-    there = next(parent for parent in folder.absolute().parents if parent.exists())
+    if wrong := _unwritable(folder):
+        raise FedfusionError(wrong[0])
+    return folder
+
+
+def _unwritable(folder: Path) -> list[str]:
+    """Say whether nothing can be written into a folder, or where it is to be made."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.exists(path))
     try:
         with tempfile.TemporaryFile(dir=there):
-            return folder
+            return []
     except OSError as error:
-        raise FedfusionError(
-            f"run_dir={folder}: {there} cannot be written: {error.strerror} (choose a folder of yours for run_dir)"
-        ) from error
+        return [f"run_dir={folder}: {there} cannot be written: {error.strerror} (choose a folder of yours for run_dir)"]
 
 
 def build(cfg: DictConfig | str) -> Experiment:

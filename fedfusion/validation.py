@@ -7,7 +7,8 @@ import json
 import logging
 import pkgutil
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
@@ -31,16 +32,19 @@ class ConfigErrors(FedfusionError):
 
 def check_option(override: Override, options: Sequence[str]) -> list[str]:
     """Say whether the option of `group=option` is missing from the group."""
-    if override.is_sweep_override():
-        return [f"{override.input_line}: several values make several runs (use fedfusion sweep)"]
-    option = str(override.value())
-    if option in options:
+    if several := _several(override):
+        return several
+    value = override.value()
+    option = value if isinstance(value, str) else str(override.input_line).partition("=")[2]
+    if option in options or override.is_delete():
         return []
     return [f"{override.input_line}: no '{option}' in {override.key_or_group}/ ({nearest(option, options)})"]
 
 
 def check_key(override: Override, cfg: DictConfig, groups: Mapping[str, Sequence[str]]) -> list[str]:
     """Say whether the key of `key=value` is missing from the composed configuration; `+key` may be new."""
+    if several := _several(override):
+        return several
     keys = sorted({*_keys(cfg), *groups})
     name = override.key_or_group
     if override.is_add() or override.is_force_add() or name in keys:
@@ -51,13 +55,20 @@ def check_key(override: Override, cfg: DictConfig, groups: Mapping[str, Sequence
     return [f"{override.input_line}: no key '{name}' ({hint}{offers})"]
 
 
+def _several(override: Override) -> list[str]:
+    """Say whether an override is of a grid."""
+    said = f"{override.input_line}: several values make several runs (use fedfusion sweep)"
+    return [said] if override.is_sweep_override() else []
+
+
 def check_values(cfg: DictConfig, schema: type) -> list[str]:
     """Check every `_target_` node against its signature, plain keys against `schema`, and what each stage refuses."""
-    known = set(inspect.signature(schema).parameters)
+    known, hints = set(inspect.signature(schema).parameters), get_type_hints(schema)
+    stages = [key for key, hint in hints.items() if key in cfg and (hint is Any or is_protocol(hint))]
     errors = [f"{key}: missing, the experiment needs it" for key in sorted(known - set(map(str, cfg)))]
     errors += [f"{key}: the experiment has no such key" for key in map(str, cfg) if key not in known | {"_target_"}]
-    errors += _check_types("", schema, {k: v for k, v in cfg.items() if k != "_target_" and not has_target(v)})
-    hints = get_type_hints(schema)
+    errors += [_untargeted(key) for key in stages if not has_target(cfg[key])]
+    errors += _check_types("", schema, {k: v for k, v in cfg.items() if k not in ("_target_", *stages)})
     for key, node in cfg.items():
         if has_target(node):
             errors += check_target(str(key), node) or refused(str(key), node, hints.get(str(key)))
@@ -71,11 +82,25 @@ def refused(key: str, node: DictConfig, protocol: Any) -> list[str]:
     except HydraException as error:
         said = str(error.__cause__ or error).strip().splitlines()
         return said if isinstance(error.__cause__, FedfusionError) else said[:1]
-    lacking = sorted(get_protocol_members(protocol) - set(dir(made))) if is_protocol(protocol) else []
-    if lacking:
-        where = f"{protocol.__module__}.{protocol.__name__}"
-        return [f"{key}: {type(made).__name__} has no {', '.join(lacking)} (see {where}, which says what it must have)"]
-    return []
+    if not is_protocol(protocol):
+        return []
+    members, name = sorted(get_protocol_members(protocol)), type(made).__name__
+    where = f"see {protocol.__module__}.{protocol.__name__}, which says what it must have"
+    if lacking := [member for member in members if member not in dir(made)]:
+        return [f"{key}: {name} has no {', '.join(lacking)} ({where})"]
+    methods = [member for member in members if inspect.isfunction(getattr(protocol, member, None))]
+    unlike = {member: _unlike(getattr(made, member), getattr(protocol, member)) for member in methods}
+    return [f"{key}: {name}.{member} {why} ({where})" for member, why in unlike.items() if why]
+
+
+def _unlike(method: Any, asked: Any) -> str | None:
+    """Why a bound method cannot be called with the arguments of the protocol's function, if it cannot."""
+    _, *arguments = inspect.signature(asked).parameters
+    try:
+        inspect.signature(method).bind(*arguments)
+    except TypeError as error:
+        return f"cannot be called with {', '.join(arguments)}: {error}"
+    return None
 
 
 def check_target(key: str, node: DictConfig) -> list[str]:
@@ -112,7 +137,7 @@ def missing(target: str, error: BaseException) -> str:
     for count in range(len(parts) - 1, 0, -1):
         try:
             package = importlib.import_module(".".join(parts[:count]))
-        except ImportError:
+        except Exception:  # it is no module, or one that raises
             continue
         known = {*dir(package), *(module.name for module in pkgutil.iter_modules(getattr(package, "__path__", [])))}
         close = difflib.get_close_matches(parts[count], [name for name in known if not name.startswith("_")], n=1)
@@ -131,13 +156,34 @@ def _check_types(prefix: str, callable_: Any, given: Mapping[Any, Any]) -> list[
             continue
         if OmegaConf.is_config(value):
             value = OmegaConf.to_container(value)
+        hint = hints[name]
         try:
-            TypeAdapter(hints[name]).validate_json(json.dumps(value), strict=True)
-        except PydanticSchemaGenerationError:
-            continue  # a protocol or a callable: no plain value to check
-        except ValidationError:
-            errors.append(f"{prefix}{name}: expected {_type_name(hints[name])}, got {value!r}")
+            if not _fits(value, hint):
+                way_out = f" (write {prefix}{name}=[{value}])" if _fits([value], hint) else ""
+                errors.append(f"{prefix}{name}: expected {_type_name(hint)}, got {value!r}{way_out}")
+        except PydanticSchemaGenerationError:  # a protocol or a callable: no plain value to check
+            if isinstance(value, Mapping) and any(map(is_protocol, (hint, *_alternatives(hint)))):
+                errors.append(_untargeted(f"{prefix}{name}"))
     return errors
+
+
+def _untargeted(key: str) -> str:
+    """A stage is given as values alone."""
+    return f"{key}._target_: missing, it says which class is built (as {key}._target_=module.Class)"
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    """Those of a union."""
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else ()
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a plain value is of a type."""
+    try:
+        TypeAdapter(hint).validate_json(json.dumps(value), strict=True)
+    except ValidationError:
+        return False
+    return True
 
 
 def _type_name(hint: Any) -> str:

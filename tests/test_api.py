@@ -6,8 +6,12 @@ import warnings
 
 import pytest
 from command import SMALL
+from omegaconf import OmegaConf
 
 import fedfusion
+from fedfusion.api import prepare
+from fedfusion.config import resolve
+from fedfusion.server.checkpoint import Checkpoints
 from fedfusion.types import FedfusionError
 from fedfusion.validation import ConfigErrors
 
@@ -42,8 +46,56 @@ def test_a_frame_has_a_row_for_every_task_and_stage(results):
 
 
 def test_a_folder_without_results_is_refused(tmp_path):
-    with pytest.raises(FedfusionError, match="there are no results of a run"):
+    with pytest.raises(FedfusionError, match="nothing to report .give the folder"):
         fedfusion.Results.load(tmp_path)
+    with pytest.raises(FedfusionError, match="no such folder"):
+        fedfusion.Results.load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("text", ["[]", "5", "{}", '{"metrics": {}}', "{", "\udcff"])
+def test_results_that_are_none_are_refused(text, tmp_path):
+    (tmp_path / "results.json").write_text(text, errors="surrogateescape")
+    with pytest.raises(FedfusionError, match="results.json cannot be read: .*write it anew with"):
+        fedfusion.Results.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["sweep.json", "plan.json"])
+def test_of_a_sweep_it_is_said_where_its_results_are(name, tmp_path):
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(FedfusionError, match="holds a sweep .read its table, .*/sweep.csv, with pandas.read_csv"):
+        fedfusion.Results.load(str(tmp_path))
+
+
+def test_a_run_is_not_continued_for_fewer_rounds_than_are_done(tmp_path):
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(resolve(["rounds=3"])))
+    (tmp_path / "overrides.yaml").write_text("- rounds=3\n")
+    for done in (1, 2):
+        Checkpoints(tmp_path).save(done, {}, {})
+    with pytest.raises(ConfigErrors) as caught:
+        fedfusion.run(["rounds=1"], resume=tmp_path)
+    assert caught.value.errors == [f"--resume {tmp_path}: rounds=1, but 2 are done (give rounds=2 or more)"]
+    for rounds in (2, 3):
+        cfg, combined, folder = prepare([f"rounds={rounds}"], tmp_path)
+        assert (cfg.rounds, combined, folder) == (rounds, [f"rounds={rounds}"], tmp_path)
+
+
+@pytest.mark.parametrize("wrong", ["rounds=1", [1], ["rounds=1", None], {"rounds": 1, 2: 3}])
+def test_overrides_are_a_list_of_texts(wrong, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for given in ({}, {"resume": tmp_path}):
+        with pytest.raises(TypeError, match=r'overrides must be a list of texts, as \["rounds=1", "seed=2"\], got '):
+            fedfusion.run(wrong, **given)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "misspelt", ["defence=taskaware", "method=miar", "experiment=quickstrat", "sweep=attack_bugdet", "sweep=3"]
+)
+def test_a_preset_that_there_is_not_is_raised(misspelt, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigErrors, match=f"^{misspelt}: no '{misspelt.partition('=')[2]}' in "):
+        fedfusion.run([misspelt])
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_is_wrong_is_raised_and_nothing_is_left_behind(tmp_path):

@@ -172,6 +172,78 @@ def test_a_run_that_cannot_be_is_refused_before_anything_is_loaded(arguments, sa
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.parametrize(
+    "misspelt, said",
+    [
+        ("defence=taskaware", "no 'taskaware' in defence/ (did you mean 'task_aware'?)"),
+        ("method=miar", "no 'miar' in method/ (did you mean 'mira'?)"),
+        ("experiment=quickstrat", "no 'quickstrat' in experiment/ (did you mean 'quickstart'?)"),
+        ("sweep=attack_bugdet", "no 'attack_bugdet' in sweep/ (did you mean 'attack_budget'?)"),
+    ],
+)
+@pytest.mark.parametrize(
+    "verb", [["run"], ["run", "--cfg", "job"], ["validate"], ["sweep", "seed=0,1"], ["sweep", "sweep.dry_run=true"]]
+)
+def test_every_verb_refuses_a_preset_that_there_is_not(verb, misspelt, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, [*verb, misspelt])
+    assert (done.exit_code, done.stdout, list(tmp_path.iterdir())) == (2, "", [])
+    assert done.stderr.splitlines()[-1] == f"error: {misspelt}: {said}"
+
+
+@pytest.mark.parametrize(
+    "verb, given, said",
+    [
+        ("validate", "=3", "=3: cannot be read as key=value (the key is missing)"),
+        ("validate", "", "'': cannot be read as key=value"),
+        ("validate", "rounds", "rounds: cannot be read as key=value"),
+        ("validate", "seed=1 2=", "seed=1 2=: cannot be read as key=value (extraneous input '=')"),
+        ("validate", "channel=5", "channel=5: no '5' in channel/ (choose among: aircomp, awgn"),
+        ("validate", "attack=true", "attack=true: no 'true' in attack/"),
+        ("validate", "channel=null", "channel=null: no 'null' in channel/"),
+        ("run", "sweep=3", "sweep=3: no '3' in sweep/"),
+        ("run", "seed=1,2", "seed=1,2: several values make several runs (use fedfusion sweep)"),
+        ("run", "defence=mean,median", "defence=mean,median: several values make several runs (use fedfusion sweep)"),
+        ("sweep", "defence=mean,task_awrae", "did you mean 'task_aware'?) [as in defence=task_awrae]"),
+        ("sweep", "hydra/launcher=3", "Config group override must be a string or a list"),
+    ],
+)
+def test_what_cannot_be_read_is_said_in_one_sentence_to_people_and_programs(verb, given, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, [verb, given, "--json"])
+    told = json.loads(done.stdout)
+    (sentence,) = told["errors" if verb == "validate" else "error"]
+    assert done.exit_code == 2 and said in sentence and "expecting" not in sentence
+    assert done.stderr.splitlines()[-1] == f"error: {sentence}" and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "folder, why",
+    [
+        ("file", "run_dir=file: {here}/file cannot be written: Not a directory"),
+        ("file/x", "run_dir=file/x: {here}/file cannot be written: Not a directory"),
+        ("/proc/nope", "run_dir=/proc/nope: /proc cannot be written: "),
+        ("there", "run_dir=there exists already and is never overwritten"),
+    ],
+)
+def test_a_folder_that_no_run_could_have_is_not_valid_and_nothing_is_made(folder, why, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["validate", f"run_dir={folder}"])
+    assert done.exit_code == 2 and why.format(here=tmp_path) in done.stderr
+    assert CliRunner().invoke(app, ["validate", "run_dir=not/yet"]).exit_code == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "there"]
+
+
+def test_a_wrong_folder_is_said_beside_the_rest(tmp_path):
+    (tmp_path / "file").touch()
+    done = CliRunner().invoke(app, ["validate", f"run_dir={tmp_path}/file", "fraction=2", "suite=lists"])
+    assert done.exit_code == 2 and "fraction must be in" in done.stderr
+    done = CliRunner().invoke(app, ["validate", f"run_dir={tmp_path}/file", "suite=lists"])
+    assert ["suite: ", "run_dir"] == [line[len("error: ") :][:7] for line in done.stderr.splitlines()]
+
+
 def test_the_version_is_printed():
     assert fedfusion("--version").stdout == f"fedfusion {__version__}\n"
 

@@ -1,6 +1,7 @@
 import json
 import math
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ from omegaconf import OmegaConf
 
 from fedfusion import config
 from fedfusion.composition import CONF, compose, groups, options, parse, search, searched
+from fedfusion.listing import describe, listing
 from fedfusion.validation import ConfigErrors
 
 CHANNEL = '''
@@ -108,6 +110,78 @@ def test_a_folder_that_is_none_or_has_nothing_or_what_is_there_already_is_refuse
     (mine / "channel" / "awgn.yaml").write_text("_target_: mine.Shorter\n")
     with pytest.raises(ConfigErrors, match="channel=awgn is there already .rename the file"):
         config.resolve([search(mine), "channel=awgn"])
+
+
+@pytest.mark.parametrize(
+    "text, why",
+    [
+        ("factor: [\n", "while parsing a flow node"),
+        ("5\n", "Invalid loaded object type: int"),
+        ("- 5\n", "it holds a list, not a dict"),
+        ("# Mine.\n", "it is empty"),
+        ("_target_: ${\n", "no viable alternative at input"),
+        ("\udcff", "codec can't decode byte 0xff"),
+    ],
+)
+def test_an_option_of_ones_own_that_cannot_be_read_is_refused_by_every_verb(text, why, mine):
+    (mine / "channel" / "damaged.yaml").write_text(text, errors="surrogateescape")
+    for ask in (
+        lambda: config.resolve([search(mine)]),
+        lambda: listing("guard", [mine]),
+        lambda: describe("channel", "mine", [mine]),
+    ):
+        with pytest.raises(ConfigErrors, match=rf"damaged.yaml cannot be read: .*{why}.* \(mend it\)$"):
+            ask()
+
+
+@pytest.mark.parametrize("text", ["factor: 0.25\n", "_target_: null\nfactor: 0.25\n"])
+def test_an_option_that_names_no_class_is_refused(text, mine):
+    (mine / "channel" / "mine.yaml").write_text(text)
+    with pytest.raises(ConfigErrors) as refused:
+        config.resolve([search(mine), "channel=mine"])
+    said = "channel._target_: missing, it says which class is built (as channel._target_=module.Class)"
+    assert refused.value.errors == [said]
+
+
+def test_so_is_a_part_of_one_and_what_has_no_protocol(mine):
+    shutil.copy(CONF / "channel" / "mimo.yaml", mine / "channel" / "faded.yaml")
+    (mine / "fading").mkdir()
+    (mine / "fading" / "bare.yaml").write_text("# @package channel.fading\nfactor: 1\n")
+    with pytest.raises(ConfigErrors, match=r"^channel.fading._target_: missing, it says which class is built"):
+        config.resolve([search(mine), "channel=mimo", "fading=bare"])
+    with pytest.raises(ConfigErrors, match="^server._target_: missing"):
+        config.resolve(["server=null"])
+
+
+@pytest.mark.parametrize(
+    "call, why",
+    [
+        ("self, updates", "channel: Shorter.__call__ cannot be called with updates, rng: too many positional"),
+        ("self, updates, rng, extra", "channel: Shorter.__call__ cannot be called with updates, rng: missing a req"),
+        ("self, updates, *, rng", "channel: Shorter.__call__ cannot be called with updates, rng: too many positional"),
+    ],
+)
+def test_a_class_that_is_called_otherwise_than_its_stage_is_refused(call, why, mine):
+    (mine.parent.parent / "mine.py").write_text(CHANNEL.replace("self, updates, rng", call))
+    with pytest.raises(ConfigErrors) as refused:
+        config.resolve([search(mine), "channel=mine"])
+    (sentence,) = refused.value.errors
+    assert sentence.startswith(why) and sentence.endswith("(see fedfusion.types.Channel, which says what it must have)")
+
+
+@pytest.mark.parametrize("call", ["self, updates, rng, extra=1", "self, sent, of", "self, *all, **more"])
+def test_arguments_may_have_other_names_and_there_may_be_more(call, mine):
+    (mine.parent.parent / "mine.py").write_text(CHANNEL.replace("self, updates, rng", call))
+    config.resolve([search(mine), "channel=mine"])
+
+
+def test_a_module_that_cannot_be_imported_is_named_with_its_line(mine):
+    (mine.parent.parent / "broken.py").write_text("def f(:\n")
+    (mine.parent.parent / "raising.py").write_text("1 / 0\n")
+    with pytest.raises(ConfigErrors, match=r"cannot import 'broken.X' \(invalid syntax \(broken.py, line 1\)\)$"):
+        config.resolve(["aggregator._target_=broken.X"])
+    with pytest.raises(ConfigErrors, match=r"cannot import 'raising.X' \(division by zero\)$"):
+        config.resolve(["aggregator._target_=raising.X"])
 
 
 def test_what_cannot_be_read_is_told_beside_the_rest():

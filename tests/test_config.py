@@ -115,6 +115,10 @@ def test_the_default_is_the_quickstart():
         (["model.lora.rank=4"], ["no key 'model.lora.rank'"]),
         (["+model.lora.rank=4"], ["model.lora: peft refuses it"]),
         (["model.lora.r=0"], ["model.lora.r must be at least 1, got 0"]),
+        (
+            ["suite.tasks=upright-digit"],
+            ["suite.tasks: expected Sequence[str], got 'upright-digit' (write suite.tasks=[upright-digit])"],
+        ),
         (["rounds=[", "seed=x"], ["rounds=[", "seed: expected int, got 'x'"]),
         (["suite.tasks=[upright-digit,walking]"], ["there is no task 'walking'"]),
         (["rouge_rows=-1"], ["rouge_rows must be at least 0, got -1"]),
@@ -239,7 +243,31 @@ def begun(tmp_path):
     ],
 )
 def test_a_run_is_resumed_with_the_same_number_written_otherwise(given, again, begun):
-    assert resume(begun(*given.split()), [again])[1] == [*given.split(), again]
+    kept = [text for text in given.split() if text.partition("=")[0] != again.partition("=")[0]]
+    assert sorted(resume(begun(*given.split()), [again])[1]) == sorted([*kept, again])
+
+
+@pytest.mark.parametrize(
+    "again, combined",
+    [
+        (["rounds=4"], ["seed=1", "rounds=4", "+model.lora.bias=none", "deadline_s=9"]),
+        (["rounds=2", "deadline_s=8", "rounds=5"], ["seed=1", "rounds=5", "+model.lora.bias=none", "deadline_s=8"]),
+        ([], ["seed=1", "rounds=3", "+model.lora.bias=none", "deadline_s=9"]),
+    ],
+)
+def test_of_each_key_the_last_override_is_kept(again, combined, begun):
+    folder = begun("seed=1", "rounds=2", "+model.lora.bias=none", "deadline_s=9", "rounds=3")
+    cfg, kept = resume(folder, again)
+    assert kept == combined and cfg.rounds == int(dict(text.split("=") for text in kept)["rounds"])
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "overrides.yaml"])
+@pytest.mark.parametrize("text", ["rounds: [", "5", "", "- ${", "- a: b: c", "\udcff"])
+def test_a_damaged_run_is_not_resumed(name, text, begun):
+    folder = begun("rounds=3")
+    (folder / name).write_text(text, errors="surrogateescape")
+    with pytest.raises(ConfigErrors, match=rf"{name} cannot be read: .* \(restore it from a copy, or begin a new run"):
+        resume(folder, [])
 
 
 @pytest.mark.parametrize(

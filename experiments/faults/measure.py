@@ -2,8 +2,8 @@
 
     python -m experiments.faults.measure [tests/faults/test_ray.py ...]
 
-runs `pytest -m slow` on tests/faults or the files given, with real processes and `kill -9`, and writes what the tests
-that passed say of themselves; rows of other files stay as they are.
+runs `pytest -m slow` on tests/faults or the tests given, with real processes and `kill -9`, and writes what those that
+passed say of themselves; rows of other tests stay as they are.
 """
 
 import json
@@ -18,15 +18,15 @@ OUT = Path(__file__).with_name("faults.json")
 
 
 def main() -> None:
-    files = sys.argv[1:] or ["tests/faults"]
+    tests = sys.argv[1:] or ["tests/faults"]
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.xml")
-        command = [sys.executable, "-m", "pytest", "-m", "slow", *files, f"--junitxml={report}"]
+        command = [sys.executable, "-m", "pytest", "-m", "slow", *tests, f"--junitxml={report}"]
         code = subprocess.run(command, cwd=ROOT).returncode
         cases = list(ElementTree.parse(report).getroot().iter("testcase"))
-    ran = {where(case) for case in cases}
+    ran = {test(case) for case in cases}
     before = json.loads(OUT.read_text()) if OUT.is_file() else []
-    rows = [row for row in before if row["test"].partition("::")[0] not in ran]
+    rows = [row for row in before if row["test"] not in ran]
     rows += [row for case in cases if (row := told(case))]
     OUT.write_text(json.dumps(sorted(rows, key=lambda row: row["test"]), indent=1) + "\n")
     raise SystemExit(code)
@@ -37,12 +37,12 @@ def told(case: ElementTree.Element) -> dict[str, str]:
     said = {str(p.get("name")): str(p.get("value")) for p in case.iter("property")}
     if "fault" not in said or any(case.find(kind) is not None for kind in ("failure", "error", "skipped")):
         return {}
-    return said | {"test": f"{where(case)}::{str(case.get('name')).partition('[')[0]}"}
+    return said | {"test": test(case)}
 
 
-def where(case: ElementTree.Element) -> str:
-    """The file of a test."""
-    return str(case.get("classname")).rpartition(".")[2]
+def test(case: ElementTree.Element) -> str:
+    """The file and the name of a test."""
+    return f"{str(case.get('classname')).rpartition('.')[2]}::{str(case.get('name')).partition('[')[0]}"
 
 
 if __name__ == "__main__":

@@ -14,8 +14,10 @@ from matplotlib.ticker import MaxNLocator
 from fedfusion.composition import ELSEWHERE
 from fedfusion.reporting import plots
 from fedfusion.reporting.comparison import Comparison, header, scored
-from fedfusion.reporting.figures import UPLINK, mean, measured, unique
-from fedfusion.reporting.findings import ONE_SEED, UNITS, amount, apart, text
+from fedfusion.reporting.figures import unique
+from fedfusion.reporting.findings import UNITS, amount, apart, text
+from fedfusion.reporting.interval import mean
+from fedfusion.reporting.kept import UPLINK, measured
 from fedfusion.reporting.report import load
 from fedfusion.reporting.run_plots import STAGES, final
 from fedfusion.reporting.sweep_plots import legend, looks, span
@@ -23,6 +25,10 @@ from fedfusion.reporting.sweep_tables import Grid
 from fedfusion.validation import flat
 
 WALL_TIME = "wall time (s)"
+ONE_SEED = (
+    "One seed each: there are no intervals, and small differences may be chance (name the runs of more seeds too: "
+    "those that differ in nothing else count as one)."
+)
 
 Results = Mapping[str, Any]
 
@@ -41,6 +47,11 @@ class Group:
 
     letter: str
     runs: Mapping[Path, Results]
+
+    @property
+    def metrics(self) -> list[Mapping[str, Any]]:
+        """What each run measured."""
+        return [results["metrics"] for results in self.runs.values()]
 
     @cached_property
     def config(self) -> dict[str, str]:
@@ -64,14 +75,15 @@ class Group:
 def compare(folders: Sequence[Path]) -> Comparison:
     """Compare runs with the first of them, paired by seed."""
     groups = grouped({folder: load(folder) for folder in folders})
-    finals = {final(results["metrics"]) for group in groups for results in group.runs.values()}
+    finals = {final(metrics) for group in groups for metrics in group.metrics}
     stage = "realigned" if "realigned" in finals else "fused_received"
     figures = [group.by_seed(stage) for group in groups]
-    said = []
+    said = _of_other_tasks(groups)
     for name in (f"mean, {STAGES[stage].label}", f"worst task, {STAGES[stage].label}"):
         pairs = zip(groups[1:], figures[1:], strict=True)
         gaps = [f"{group.letter} is {apart(own[name], figures[0][name], groups[0].letter)}" for group, own in pairs]
         said.append(f"{_measure(groups).capitalize()}, {name}: {'; '.join(gaps)}.")
+    said += [_as_fused(group) for group in groups if stage not in map(final, group.metrics)]
     if all(len(group.runs) == 1 for group in groups):
         said.append(ONE_SEED)
     members = [(group.letter, ", ".join(map(str, group.runs))) for group in groups]
@@ -110,6 +122,23 @@ def scores(results: Results, stage: str) -> dict[str, float | None]:
     return found | {WALL_TIME: results["wall_time_s"]}
 
 
+def _of_other_tasks(groups: Sequence[Group]) -> list[str]:
+    """That they are not scored on the same tasks, where it is so."""
+    tasks = {group.letter: {task for metrics in group.metrics for task in metrics["tasks"]} for group in groups}
+    common = set.intersection(*tasks.values())
+    others = [f"{letter} has {', '.join(sorted(own - common))}" for letter, own in tasks.items() if own - common]
+    if not others:
+        return []
+    return [
+        f"These are not scores on the same tasks ({'; '.join(others)}; {len(common) or 'none'} in common): what "
+        "follows does not tell which is better."
+    ]
+
+
+def _as_fused(group: Group) -> str:
+    return f"What is called realigned of {group.letter} is as fused: it was not realigned, or that changed no score."
+
+
 def _measure(groups: Sequence[Group]) -> str:
     return " or ".join(unique(run["metrics"]["measure"] for group in groups for run in group.runs.values()))
 
@@ -135,7 +164,7 @@ def _by_round(groups: Sequence[Group], stage: str) -> plots.Plot:
             axes.plot(rounds, columns.mean(1), label=group.letter, **look)
             axes.fill_between(rounds, columns.min(1), columns.max(1), color=look["color"], alpha=0.15, linewidth=0)
         axes.set(xlabel="round", title="mean over tasks" if name == "mean" else "worst task")
-        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
     records = [record for group in groups for run in group.runs.values() for record in run["metrics"]["rounds"]]
     panels[0].set_ylim(*span([record[name].get(stage) for record in records for name in ("mean", "worst")]))
     panels[0].set_ylabel(f"{_measure(groups)}, {STAGES[stage].label}")

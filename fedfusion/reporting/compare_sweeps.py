@@ -12,7 +12,7 @@ from fedfusion.reporting.figures import unique
 from fedfusion.reporting.findings import apart, hardest, label, measure, stages, text
 from fedfusion.reporting.run_plots import STAGES
 from fedfusion.reporting.sweep import fixed
-from fedfusion.reporting.sweep_plots import columns_for, frame, legend, limits, looks
+from fedfusion.reporting.sweep_plots import band_ends, columns_for, frame, legend, looks, span
 from fedfusion.reporting.sweep_tables import Grid
 from fedfusion.types import FedfusionError
 
@@ -119,7 +119,7 @@ def _by_budget(sweeps: Sweeps, name: str, stage: str) -> plots.Plot:
                 scores = [point[name][stage] for point in own]
                 axes.plot([p["budget"] for p in own], scores, label=f"{letter}: {line or 'all'}", **style)
         axes.set_title(attack if attack != "none" else "")
-    panels[0].set_ylim(*limits([point for facts in sweeps.values() for point in facts["points"]], [stage]))
+    panels[0].set_ylim(*span(band_ends([point for facts in sweeps.values() for point in facts["points"]], [stage])))
     scored = measure([cell for facts in sweeps.values() for cell in facts["cells"]])
     frame(panels, len(attacks), columns, label(first["budget"]), f"{scored}, {name}{' task' * (name == 'worst')}")
     legend(figure, panels[0])

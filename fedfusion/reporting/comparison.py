@@ -7,9 +7,8 @@ from string import ascii_uppercase
 from typing import Any
 
 from fedfusion.reporting import page, plots
-from fedfusion.reporting.figures import mean
 from fedfusion.reporting.findings import BySeed, spread, text
-from fedfusion.reporting.interval import paired
+from fedfusion.reporting.interval import mean, paired
 from fedfusion.reporting.sweep_tables import Grid
 
 MOST = len(ascii_uppercase)

@@ -1,74 +1,18 @@
-"""The numbers of a sweep: what is kept of each run, and means, ranges and intervals over seeds."""
+"""The numbers of a sweep: means, ranges and intervals over seeds."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from math import isfinite, log10
+from math import isfinite
 from typing import Any
 
-from fedfusion.reporting.interval import interval, paired
-from fedfusion.reporting.run_plots import COSTS as OF_A_ROUND
+from fedfusion.reporting.interval import interval, mean, paired
+from fedfusion.reporting.kept import MEASURES, STAGES, UNTAUGHT, UPLINK
 
-STAGES = ("fused_received", "realigned")
-MEASURES = ("mean", "worst", "over_single_task", "success")
-COSTS = {
-    key: OF_A_ROUND[f"by_{of}"] for key, of in (("mbit", "bits"), ("energy_j", "energy"), ("duration_s", "air_time"))
-}
-UPLINK = ("nmse_db", *COSTS)  # of a run, where the channel has them
 UNDEFENDED = "mean"  # the defence that is none
 MARGIN = 0.03  # a defence is broken where its worst task is further below the undefended run without attack
 SHARE = "byzantine_share"  # the budget of a sweep without numbers
 
 Cells = Sequence[Mapping[str, Any]]
 Setting = frozenset[tuple[str, str]]
-
-
-def measured(results: Mapping[str, Any]) -> dict[str, Any]:
-    """What a sweep keeps of a run's results.
-
-    `nmse_db` is the mean of the NMSE over rounds; `mbit` and `energy_j` are sums over clients and rounds, `duration_s`
-    the air time of all rounds. Each is None where the channel has no such figure.
-    """
-    metrics, attack = results["metrics"], results["metrics"]["attack"]
-    stages = [stage for stage in STAGES if stage in metrics["mean"]]
-    rounds = metrics.get("rounds", [])
-    return {
-        "num_clients": metrics["num_clients"],
-        "measure": metrics["measure"],
-        "byzantine": list(attack["byzantine"]),
-        "mean": {stage: metrics["mean"][stage] for stage in stages},
-        "worst": {stage: metrics["worst"][stage] for stage in stages},
-        "over_single_task": {
-            stage: mean(
-                task[stage]["accuracy"] / task["single_task"]["accuracy"]
-                for task in metrics["tasks"].values()
-                if stage in task and task.get("single_task", {}).get("accuracy")
-            )
-            for stage in stages
-        },
-        "success": {stage: mean(rates.get(stage) for rates in attack["success"].values()) for stage in stages},
-        "accepted_honest": attack["accepted_honest"],
-        "refused_byzantine": attack["refused_byzantine"],
-        "nmse_db": _mean_db([record["nmse_db"] for record in rounds]),
-        **{name: _total(map(cost.of, rounds)) for name, cost in COSTS.items()},
-        "wall_time_s": results["wall_time_s"],
-    }
-
-
-def row(cell: Mapping[str, Any]) -> dict[str, Any]:
-    """A cell as one row of a table of all cells."""
-    names = {"run": cell["run"], "repeats": cell["repeats"], "attack": cell["attack"], **cell["point"]}
-    if cell["error"] is not None:
-        return names | {"error": reason(cell)}
-    names |= {"num_byzantine": len(cell["byzantine"]), "num_clients": cell["num_clients"]}
-    numbers = {f"{name}_{stage}": value for name in MEASURES for stage, value in cell[name].items()}
-    others = ("accepted_honest", "refused_byzantine", *UPLINK, "wall_time_s")
-    return names | numbers | {name: cell.get(name) for name in others}
-
-
-def in_short(cell: Mapping[str, Any]) -> str:
-    """What became of a cell, in a few words."""
-    if cell["error"] is not None:
-        return f"failed: {reason(cell)}"
-    return f"mean {cell['mean'][STAGES[0]]:.3f}  worst {cell['worst'][STAGES[0]]:.3f}"
 
 
 def figures(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -149,6 +93,7 @@ def _point(cells: Cells, here: Cells, clean: Mapping[Setting, Cells]) -> dict[st
         "interval": each(interval),
         "no_attack": {name: {s: mean(_each(undefended, name, s)) for s in stages} for name in ("mean", "worst")},
         "by_seed": {name: {stage: by_seed(cells, name, stage) for stage in stages} for name in ("mean", "worst")},
+        "base": {name: {s: by_seed(cells, name, UNTAUGHT[s]) for s in stages} for name in ("mean", "worst")},
         "gain": {stage: _gain(cells, open_to_it, stage) for stage in stages},
         "lost": {stage: _difference(undefended, cells, "worst", stage) for stage in stages},
         "no_attack_cost": {stage: _difference(undefended, free, "mean", stage) for stage in stages},
@@ -209,23 +154,6 @@ def _each(cells: Cells, name: str, stage: str) -> list[float]:
     return [cell[name][stage] for cell in cells if cell[name].get(stage) is not None]
 
 
-def _mean_db(values: Iterable[float | None]) -> float | None:
-    """The mean of power ratios that are given in dB, in dB."""
-    ratio = mean(10 ** (value / 10) for value in values if value is not None)
-    return None if ratio is None else 10 * log10(ratio)
-
-
-def _total(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) if known else None
-
-
-def mean(values: Iterable[float | None]) -> float | None:
-    """The mean of what is known; None where nothing is."""
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
-
-
 def number(text: str) -> float | None:
     """A finite number, or None."""
     try:
@@ -237,8 +165,3 @@ def number(text: str) -> float | None:
 def unique(names: Iterable[str]) -> list[str]:
     """Each name once, in the order of its first appearance."""
     return list(dict.fromkeys(names))
-
-
-def reason(cell: Mapping[str, Any]) -> str:
-    """Why a cell failed: the last line of what was said."""
-    return str(cell["error"]).splitlines()[-1]

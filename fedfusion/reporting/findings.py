@@ -3,8 +3,9 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from fedfusion.reporting.figures import COSTS, SHARE, STAGES, mean, milder_first, reason, unique
-from fedfusion.reporting.interval import interval, paired
+from fedfusion.reporting.figures import SHARE, milder_first, unique
+from fedfusion.reporting.interval import interval, mean, of_scores, paired
+from fedfusion.reporting.kept import COSTS, STAGES, reason
 
 BUDGETS = {
     "attack.fraction": "share of Byzantine clients",
@@ -12,7 +13,6 @@ BUDGETS = {
     "attack.f": "number of Byzantine clients",
 }
 UNITS = {"nmse_db": "NMSE (dB)"} | {name: f"{cost.label} ({cost.unit})" for name, cost in COSTS.items()}
-ONE_SEED = "One seed: there are no intervals, and small differences may be chance (sweep seed=0,1,2 has them)."
 NOT_YET = ("not run yet", "did not finish")  # what a sweep says of such a cell
 
 BySeed = Mapping[str, float]
@@ -57,7 +57,7 @@ def answer(facts: Mapping[str, Any]) -> str:
     attacks = unique(point["attack"] for point in here)
     met = {line: weakest(here, line, attacks, stage) for line in unique(line["line"] for line in facts["lines"])}
     scores = {line: by_seed for line, by_seed in met.items() if by_seed}
-    where = f"At {_where(facts['budget'], budget)}, " if budget or facts["budget"] != SHARE else "Without an attack, "
+    where = f"At {at(facts['budget'], budget)}, " if budget or facts["budget"] != SHARE else "Without an attack, "
     if not scores:
         return f"{where}no line has a finished run under every attack, so none can be compared."
     ranked = sorted(scores, key=lambda line: -_mean(scores[line]))
@@ -66,11 +66,12 @@ def answer(facts: Mapping[str, Any]) -> str:
     strongest = min(under, key=lambda point: point["worst"][stage])["attack"] if under else None
     named = {0: "", 1: f" under {strongest}"}
     attacked = named.get(len(under), f" under the attack that is hardest on it ({strongest})")
+    base = {seed: score for p in here if p["line"] == best for seed, score in p["base"]["worst"][stage].items()}
+    found = _score(scores[best]) + attacked + _no_gain(scores[best], base, stage)
     if len(scores) == 1:
-        said = f"{where}the worst task has an {scored} of {_score(scores[best])}{attacked}."
-        return said + _from_no_attack(under, stage)
+        return f"{where}the worst task has an {scored} of {found}.{_from_no_attack(under, stage)}"
     undefended = next((line["undefended"] for line in facts["lines"] if line["line"] == best), None)
-    said = f"{where}{_name(best, undefended)} keeps the worst task best: {scored} {_score(scores[best])}{attacked}"
+    said = f"{where}{_name(best, undefended)} keeps the worst task best: {scored} {found}"
     parts = []
     if undefended in scores and undefended != best:
         parts.append(apart(scores[best], scores[undefended], "the undefended run"))
@@ -89,6 +90,13 @@ def weakest(points: Sequence[Mapping[str, Any]], line: str, attacks: Sequence[st
     if len(own) < len(attacks):
         return {}
     return {seed: min(by_seed[seed] for by_seed in own) for seed in own[0] if all(seed in scores for scores in own)}
+
+
+def without_attack(facts: Mapping[str, Any]) -> str:
+    """What an attack is judged against: who, and at which budget, where that is none of the attack's own."""
+    who = "the undefended run" if any(line["undefended"] for line in facts["lines"]) else "the same setting"
+    own = facts["budget"] == SHARE or facts["budget"].startswith("attack.")
+    return f"{who} without an attack" + ("" if own else f" at the same {label(facts['budget'])}")
 
 
 def failures(facts: Mapping[str, Any]) -> list[tuple[str, str, str]]:
@@ -132,7 +140,8 @@ def apart(ours: BySeed, theirs: BySeed, of: str) -> str:
     return f"{said} ({spread(sure)}{held})"
 
 
-def _where(key: str, budget: float) -> str:
+def at(key: str, budget: float) -> str:
+    """A value of the budget, for people."""
     return f"a {BUDGETS[key]} of {budget:g}" if key in BUDGETS else f"{key}={budget:g}"
 
 
@@ -142,7 +151,17 @@ def _name(line: str, undefended: str | None) -> str:
 
 def _score(by_seed: BySeed) -> str:
     sure = interval(list(by_seed.values()))
-    return text(_mean(by_seed)) + (f" (95 % interval {spread(sure)}, {len(by_seed)} seeds)" if sure else " (one seed)")
+    over = f"95 % interval {spread(of_scores(sure))}, {len(by_seed)} seeds" if sure else "one seed"
+    return f"{text(_mean(by_seed))} ({over})"
+
+
+def _no_gain(by_seed: BySeed, base: BySeed, stage: str) -> str:
+    """That the scores are no better than those of the base with the same seeds, where it is so."""
+    level = mean(base[seed] for seed in by_seed if seed in base)
+    if level is None or round(_mean(by_seed) - level, 3) > 0:
+        return ""
+    realigned = " once realigned" if stage == "realigned" else ""
+    return f", which is no more than the base has{realigned} ({text(level)})"
 
 
 def _from_no_attack(under: Sequence[Mapping[str, Any]], stage: str) -> str:

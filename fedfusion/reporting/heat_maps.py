@@ -9,8 +9,9 @@ from matplotlib import colormaps
 from matplotlib.colors import Normalize, to_rgb
 
 from fedfusion.reporting import page, plots
-from fedfusion.reporting.figures import SHARE, Cells, mean, number
+from fedfusion.reporting.figures import SHARE, Cells, number
 from fedfusion.reporting.findings import hardest, label, measure, stages, text
+from fedfusion.reporting.interval import mean
 from fedfusion.reporting.run_plots import STAGES
 
 MOST = 6  # heat maps of one sweep

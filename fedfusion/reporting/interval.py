@@ -1,11 +1,17 @@
-"""How sure a mean over a few seeds is: Student's t, without SciPy."""
+"""A mean over a few seeds, and how sure it is: Student's t, without SciPy."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from math import cos, pi, sin, sqrt, tan
 from statistics import fmean, stdev
 
 CONFIDENCE = 0.95
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """The mean of what is known; None where nothing is."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def interval(values: Sequence[float]) -> list[float] | None:
@@ -19,8 +25,13 @@ def interval(values: Sequence[float]) -> list[float] | None:
     n = len(values)
     if n < 2:
         return None
-    mean, half = fmean(values), quantile(n - 1) * stdev(values) / sqrt(n)
-    return [mean - half, mean + half]
+    middle, half = fmean(values), quantile(n - 1) * stdev(values) / sqrt(n)
+    return [middle - half, middle + half]
+
+
+def of_scores(ends: Sequence[float]) -> list[float]:
+    """An interval of a mean score: no score is below 0 or above 1, though Student's t knows nothing of that."""
+    return [min(max(end, 0.0), 1.0) for end in ends]
 
 
 def paired(ours: Mapping[str, float], theirs: Mapping[str, float]) -> tuple[list[float], list[float] | None]:

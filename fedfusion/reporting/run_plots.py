@@ -185,7 +185,7 @@ def by_error(metrics: Metrics) -> Plot | None:
     for (name, values), look in zip(found.items(), LOOKS, strict=False):
         axes.plot(rounds, [float("nan") if value is None else value for value in values], label=name, **look)
     axes.axhline(0, color=INK, linewidth=0.6)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
     axes.set(xlabel="round", ylabel="NMSE (dB)")
     axes.margins(y=0.12)
     figure.legend(loc="outside upper center", ncols=2)

@@ -35,8 +35,15 @@ def uploads(records: Records) -> dict[str, list[Upload]]:
 def shortfalls(records: Records) -> list[str]:
     """Rounds that taught nothing, tasks of which nothing is believed, and what the fused rank has no room for."""
     said, last = [], records[-1]
-    if empty := [str(record["round"]) for record in records if not record["learnt"]]:
-        said.append(f"too little arrived in {count(len(empty), 'round')} ({', '.join(empty)}): the last model was kept")
+    empty = [record for record in records if not record["learnt"]]
+    if refused := [record for record in empty if record.get("refused")]:
+        judged = sum(len({*record["refused"], *record["heard"]}) for record in refused)
+        said.append(
+            f"the guard refused {sum(len(record['refused']) for record in refused)} of the {judged} uploads that "
+            f"arrived in {_rounds(refused)}, which left too few: the last model was kept"
+        )
+    if lost := [record for record in empty if not record.get("refused")]:
+        said.append(f"too little arrived in {_rounds(lost)}: the last model was kept")
     if unheard := last["unheard"]:
         said.append(f"nothing is believed of task{'s' if len(unheard) > 1 else ''} {', '.join(unheard)}")
     if last["discarded_energy"] >= 0.001:
@@ -58,6 +65,10 @@ def sentences(records: Records, log: Path) -> list[str]:
     logged = list(dict.fromkeys(LOGGED.findall(log.read_text()))) if log.is_file() else []
     more = [f"{len(logged) - MOST} more warnings are in run.log."] if len(logged) > MOST else []
     return [*said, *logged[:MOST], *more]
+
+
+def _rounds(records: Records) -> str:
+    return f"{count(len(records), 'round')} ({', '.join(str(record['round']) for record in records)})"
 
 
 def _by_reason(fate: str, own: Sequence[Upload]) -> list[str]:

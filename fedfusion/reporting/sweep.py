@@ -10,9 +10,11 @@ from rich.console import Console
 from rich.table import Table
 
 from fedfusion.reporting import heat_maps, page, plots, sweep_plots
-from fedfusion.reporting.figures import figures, in_short, measured, row
-from fedfusion.reporting.findings import NOT_YET, ONE_SEED, answer, failures, question
+from fedfusion.reporting.figures import figures
+from fedfusion.reporting.findings import answer, failures, question
+from fedfusion.reporting.kept import in_short, measured, row
 from fedfusion.reporting.sweep_tables import Grid, legend, over_seeds, reading, tables
+from fedfusion.reporting.sweep_warnings import warnings
 from fedfusion.reporting.tables import fitting
 from fedfusion.types import FedfusionError
 
@@ -85,26 +87,6 @@ def fixed(facts: Mapping[str, Any]) -> list[str]:
     """The overrides that are the same in every cell."""
     given = [cell["overrides"] for cell in facts["cells"]]
     return list(facts.get("fixed", [text for text in given[0] if all(text in own for own in given)]))
-
-
-def warnings(facts: Mapping[str, Any]) -> list[str]:
-    """What a reader of the numbers must not miss."""
-    said = list(facts.get("warnings", []))
-    cells, lost = len(facts["cells"]), [cell["error"] for cell in facts["cells"] if cell["error"]]
-    if open_yet := sum(error in NOT_YET for error in lost):
-        said.append(f"{open_yet} of {cells} cells have not finished; the numbers are of those that have.")
-    if failed := len(lost) - open_yet:
-        said.append(f"{failed} of {cells} cells failed; means are over those that did not.")
-    undefended = {(line["attack"], line["line"]) for line in facts["lines"] if line.get("undefended") == line["line"]}
-    own = [p["refused_byzantine"] or 0.0 for p in facts["points"] if (p["attack"], p["line"]) in undefended]
-    if own and max(own) > 0:
-        said.append(
-            f"Even the undefended run refuses up to {max(own):.0%} of the Byzantine uploads, whose norm is beyond "
-            "what training gives: there the defences were hardly tried (choose a weaker attack, or channel=ideal)."
-        )
-    if facts["points"] and all(point["runs"] == 1 for point in facts["points"]):
-        said.append(ONE_SEED)
-    return said
 
 
 def environment(facts: Mapping[str, Any]) -> list[tuple[str, str]]:

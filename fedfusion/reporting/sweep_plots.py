@@ -1,22 +1,24 @@
 """Accuracy by budget, uplink error by power, and accuracy by cost: the lines and scatters of a sweep."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
 from math import ceil, floor
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fedfusion.reporting import page, plots
-from fedfusion.reporting.figures import COSTS, mean, number, unique
+from fedfusion.reporting import page, plots, sweep_levels
+from fedfusion.reporting.figures import number, unique
 from fedfusion.reporting.findings import UNITS, amount, hardest, label, measure, stages, text
+from fedfusion.reporting.interval import mean, of_scores
+from fedfusion.reporting.kept import COSTS
 from fedfusion.reporting.run_plots import STAGES
 
 PER_ROW = 3  # panels
 LEAST_SPAN = 0.3  # of an axis of accuracy: less would make much of little
 LEAST_SPAN_DB = 3.0  # and of one of an NMSE
 ENOUGH = 3  # seeds for a band of 95 % intervals: the t of two is 12.7, and their interval all of the axis
-REFERENCE: dict[str, Any] = {"color": plots.INK, "linestyle": (0, (4, 3)), "linewidth": 0.8, "marker": ""}
 
 Points = Sequence[Mapping[str, Any]]
 
@@ -48,14 +50,14 @@ def by_budget(facts: Mapping[str, Any], name: str) -> plots.Plot:
     budgets = sorted({point["budget"] for point in facts["points"]})
     if len(budgets) <= 6:
         panels[0].set_xticks(budgets, [f"{x:g}" for x in budgets])
-    low, high = limits(facts["points"], shown)
+    low, high = span([*band_ends(facts["points"], shown), *sweep_levels.heights(facts["points"], shown)])
     panels[0].set_ylim(low, high)
     scored = measure(facts["cells"])
     frame(panels, len(attacks), columns, label(facts["budget"]), f"{scored}, {name}{' task' * (name == 'worst')}")
     legend(figure, panels[0])
     what = f"{scored.capitalize()} on the worst task" if name == "worst" else f"Mean {scored} over tasks"
     return plots.Plot(
-        name, f"{what} by {label(facts['budget'])}", f"{_ends(facts, name)} {_reading(facts, low)}", figure
+        name, f"{what} by {label(facts['budget'])}", f"{_ends(facts, name)} {_reading(facts, name, low)}", figure
     )
 
 
@@ -82,7 +84,7 @@ def cost(facts: Mapping[str, Any], name: str) -> plots.Plot:
     points = [point for point in facts["points"] if point[name] is not None]
     best = front([(point[name], point["mean"][stage]) for point in points])
     figure, (axes,) = plots.panels(plots.SINGLE, 2.8)
-    axes.plot(*zip(*best, strict=True), drawstyle="steps-post", **REFERENCE, label="front")
+    axes.plot(*zip(*best, strict=True), drawstyle="steps-post", **sweep_levels.DASHED, label="front")
     for line, look in looks(lines).items():
         own = [(point[name], point["mean"][stage]) for point in points if point["line"] == line]
         if own:
@@ -111,31 +113,19 @@ def band(points: Points) -> str:
 
 
 def _ends_of(kind: str, point: Mapping[str, Any], name: str, stage: str) -> list[float]:
-    """Of the band at a point; no score is below 0 or above 1, though an interval may be."""
-    return [min(max(end, 0.0), 1.0) for end in point[kind][name][stage]]
+    """Of the band at a point."""
+    return of_scores(point[kind][name][stage])
 
 
 def _lines(axes: Axes, points: Points, lines: Sequence[str], name: str, stage: str, kind: str) -> None:
-    """A line per defence over its band, and what the undefended run has without an attack."""
-    free: dict[tuple[tuple[float, float], ...], dict[str, Any]] = {}
+    """A line per defence over its band, and the levels to compare them with."""
     for line, look in looks(lines).items():
         own = [point for point in points if point["line"] == line]
         budgets = [point["budget"] for point in own]
         axes.plot(budgets, [point[name][stage] for point in own], label=plots.named(line) or "all", **look)
         low, high = ([_ends_of(kind, point, name, stage)[end] for point in own] for end in (0, 1))
         axes.fill_between(budgets, low, high, color=look["color"], alpha=0.15, linewidth=0)
-        references = [
-            (p["budget"], p["no_attack"][name][stage]) for p in own if any(point["attacked"] for point in own)
-        ]
-        free[tuple((x, height) for x, height in references if height is not None)] = look
-    known = {reference: look for reference, look in free.items() if reference}
-    for i, (reference, look) in enumerate(known.items()):
-        colour = {"color": look["color"]} if len(known) > 1 else {}
-        said = "no attack" if not i else None
-        if len(set(height for _, height in reference)) == 1:
-            axes.axhline(reference[0][1], label=said, **REFERENCE | colour)
-        else:
-            axes.plot(*zip(*reference, strict=True), label=said, **REFERENCE | colour)
+    sweep_levels.draw(axes, points, looks(lines), name, stage)
 
 
 def columns_for(attacks: int) -> int:
@@ -175,11 +165,12 @@ def legend(figure: Figure, axes: Axes) -> None:
     figure.legend(handles, names, loc="outside lower center", ncols=ceil(len(names) / rows))
 
 
-def limits(points: Points, shown: Sequence[str]) -> tuple[float, float]:
-    """Of an axis of accuracy: around all that is drawn of any measure."""
-    places = [(point, name, stage) for point in points for stage in shown for name in ("worst", "mean")]
-    ends = [end for point, name, stage in places for end in _ends_of(band(points), point, name, stage)]
-    return span([*ends, *(point["no_attack"][name][stage] for point, name, stage in places)])
+def band_ends(points: Points, shown: Sequence[str]) -> list[float]:
+    """Of the bands of any measure, so that all have the same axis."""
+    kind, found = band(points), list[float]()
+    for point, name, stage in product(points, ("worst", "mean"), shown):
+        found += _ends_of(kind, point, name, stage)
+    return found
 
 
 def span(heights: Iterable[float | None]) -> tuple[float, float]:
@@ -242,17 +233,15 @@ def _ends(facts: Mapping[str, Any], name: str) -> str:
         (best, first), (least, last) = scores[0], scores[-1]
         of = f"{first} {text(best)}, {last} {text(least)}" if len(scores) > 1 else f"{first} {text(best)}".strip()
         parts.append(of if attack == "none" else f"{attack}: {of}")
-    clean = mean(point["no_attack"][name][stage] for point in here if point["attacked"])
-    reference = "" if clean is None else f" Undefended, without an attack: {text(clean)}."
     ends = "Best and last at" if len({point["line"] for point in here}) > 1 else "At"
-    return f"{ends} {label(facts['budget'])} {budget:g} — {'; '.join(parts)}.{reference}"
+    numbers = sweep_levels.in_numbers(facts, here, name, stage)
+    return f"{ends} {label(facts['budget'])} {budget:g} — {'; '.join(parts)}.{numbers}"
 
 
-def _reading(facts: Mapping[str, Any], low: float) -> str:
-    said = ["lines: means over seeds"]
+def _reading(facts: Mapping[str, Any], name: str, low: float) -> str:
+    said = ["Lines: means over seeds"]
     if any(point["runs"] > 1 for point in facts["points"]):
         of = {"interval": "95 % intervals of the mean", "range": "least to greatest over seeds"}
         said.append(f"bands: {of[band(facts['points'])]}")
-    if any(point["attacked"] for point in facts["points"]):
-        said.append("dashed without markers: undefended, without an attack")
-    return f"{'; '.join(said).capitalize()}." + (f" The axis begins at {low:g}." if low else "")
+    said += sweep_levels.reading(facts, name, stages(facts))
+    return f"{'; '.join(said)}." + (f" The axis begins at {low:g}." if low else "")

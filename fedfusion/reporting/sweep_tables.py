@@ -3,8 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedfusion.reporting.figures import MARGIN, UNDEFENDED, UPLINK, milder_first
-from fedfusion.reporting.findings import UNITS, amount, failures, label, measure, spread, stages, text
+from fedfusion.reporting.figures import MARGIN, UNDEFENDED, milder_first
+from fedfusion.reporting.findings import UNITS, amount, failures, label, measure, spread, stages, text, without_attack
+from fedfusion.reporting.interval import of_scores
+from fedfusion.reporting.kept import UPLINK
 from fedfusion.reporting.run_plots import STAGES
 
 NOTHING = "–"
@@ -15,13 +17,14 @@ Grid = tuple[str, list[str], list[list[str]]]  # title, header, rows; the first 
 def tables(facts: Mapping[str, Any]) -> list[Grid]:
     """The score of the worst task, one table per attack and stage.
 
-    A column without a number is left out, and so is what tells nothing where there is no attack, no jammer's power as
-    the budget, or no defence beside the undefended run.
+    A column without a number is left out, and so is what tells nothing where there is no attack, or no defence beside
+    the undefended run: without both, every point would be judged against itself.
     """
     attacked = any(point["attacked"] for point in facts["points"])
+    defended = any(line["undefended"] for line in facts["lines"])
     left_out = {
-        *(() if attacked or facts["budget"].endswith("_db") else ("breaks at",)),
-        *(() if any(line["undefended"] for line in facts["lines"]) else ("cost",)),
+        *(() if attacked or (defended and facts["budget"].endswith("_db")) else ("breaks at",)),
+        *(() if defended else ("cost",)),
         *(() if attacked else ("honest in", "Byz. out")),
     }
     found = []
@@ -48,6 +51,7 @@ def tables(facts: Mapping[str, Any]) -> list[Grid]:
 def over_seeds(facts: Mapping[str, Any]) -> list[Grid]:
     """Every point with its interval and its range over seeds, one table per attack and stage."""
     found = []
+    judged = any(point["attacked"] or point["accepted_honest"] not in (None, 1.0) for point in facts["points"])
     for attack in dict.fromkeys(point["attack"] for point in facts["points"]):
         points = [point for point in facts["points"] if point["attack"] == attack]
         for stage in stages(facts):
@@ -55,12 +59,15 @@ def over_seeds(facts: Mapping[str, Any]) -> list[Grid]:
             for name in ("worst", "mean"):
                 columns |= {
                     f"{name} task" if name == "worst" else name: [text(point[name][stage]) for point in points],
-                    f"{name}: 95 % interval": [spread(point["interval"][name][stage]) for point in points],
+                    f"{name}: 95 % interval": [_interval(point, name, stage) for point in points],
                     f"{name}: range": [_range(point, name, stage) for point in points],
                 }
             gains = [point["gain"][stage] for point in points]
             columns["over undefended"] = [text(gain and gain["mean"]) for gain in gains]
             columns["over undefended: 95 % interval"] = [spread(gain and gain["interval"]) for gain in gains]
+            if judged:
+                columns["honest in"] = [text(point["accepted_honest"]) for point in points]
+                columns["Byz. out"] = [text(point["refused_byzantine"]) for point in points]
             columns |= {UNITS[name]: [amount(point[name]) for point in points] for name in UPLINK}
             columns["runs"] = [str(point["runs"]) for point in points]
             names = [point["line"] or "all" for point in points]
@@ -82,8 +89,8 @@ def reading(facts: Mapping[str, Any]) -> str:
     if "breaks at" in names:
         said.append(
             f"breaks at: the {'least budget' if rising else 'highest SNR'} at which it is more than "
-            f"{100 * MARGIN:.0f} points below that of the undefended run without attack, {'>' if rising else '<'} "
-            "where the sweep has none."
+            f"{100 * MARGIN:.0f} points below that of {without_attack(facts)}, {'>' if rising else '<'} where the "
+            "sweep has none."
         )
     if "cost" in names:
         said.append(
@@ -91,13 +98,14 @@ def reading(facts: Mapping[str, Any]) -> str:
             "run."
         )
     if names & {"breaks at", "cost"}:
-        said.append(f"Undefended is defence={UNDEFENDED}, or, where no defence is swept, the setting itself.")
+        said += [f"Undefended is defence={UNDEFENDED}."] * any(line["undefended"] for line in facts["lines"])
     if "success" in names:
         said.append("success: how often a backdoor succeeds, where somebody is Byzantine.")
     if "honest in" in names:
         said.append(
             "honest in, Byz. out: the share of the honest uploads that the guard accepted and of the Byzantine ones "
-            "that it refused, before anything was aggregated, where somebody is Byzantine."
+            "that it refused, before anything was aggregated: of a line, where somebody is Byzantine; of every point, "
+            "there."
         )
     return " ".join(said)
 
@@ -109,6 +117,11 @@ def _title(attack: str, rest: str) -> str:
 def _without_nothing(names: Sequence[str], columns: Mapping[str, Sequence[str]]) -> tuple[list[str], list[list[str]]]:
     kept = {name: texts for name, texts in columns.items() if set(texts) != {NOTHING}}
     return ["", *kept], [[name, *(texts[i] for texts in kept.values())] for i, name in enumerate(names)]
+
+
+def _interval(point: Mapping[str, Any], name: str, stage: str) -> str:
+    ends = point["interval"][name][stage]
+    return spread(ends and of_scores(ends))
 
 
 def _range(point: Mapping[str, Any], name: str, stage: str) -> str:

@@ -12,7 +12,7 @@ from fedfusion.preaggregators import Unmixed
 from fedfusion.rng import generator
 from fedfusion.server.evaluation import Evaluator
 from fedfusion.server.trusted import TrustedSet
-from fedfusion.types import Evidence, FedfusionError, Layout, Probe, Serving
+from fedfusion.types import Aggregator, Evidence, FedfusionError, Fusion, Layout, PreAggregator, Probe, Serving
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Fuser:
         Raises
         ------
         FedfusionError
-            If the rule makes something that is not finite.
+            If a rule makes something that is not finite, or of another shape than it should.
         """
         target, fusion = self.evaluator.model.layout, self.experiment.fusion
         if len(self.short(examples)) == len(self._groups(examples)):
@@ -100,11 +100,7 @@ class Fuser:
             probe=self._probe(core),
             curvature=core.curvature(self._moments(clients, curvature)),
         )
-        fused = fusion(task_vectors, core.layout, evidence)
-        if not fused.isfinite().all():
-            raise FedfusionError(
-                f"fusion={type(fusion).__name__} makes entries that are not finite (choose another rule or coefficient)"
-            )
+        fused = _sound("fusion", fusion, fusion(task_vectors, core.layout, evidence), task_vectors.shape[1:])
         adapter, discarded = core.to_adapter(fused, target)
         served: Iterable[Tensor] = ()
         if isinstance(fusion, Serving) and not only_fused:
@@ -189,10 +185,11 @@ class Fuser:
         if rule.linear and isinstance(before, Unmixed):
             return core.mean(self.layout, adapters[mine], weights)
         rng = generator(self.experiment.seed, "aggregation", server_round, mine[0])
-        products = before(core.project(self.layout, adapters[mine]), rng)
+        sent = core.project(self.layout, adapters[mine])
+        products = _sound("preaggregator", before, before(sent, rng), (before.rows(len(sent)), *sent.shape[1:]))
         if not isinstance(before, Unmixed):
             weights = torch.full((len(products),), 1 / len(products), dtype=torch.float64)
-        return rule(products, weights, rng, trusted)
+        return _sound("aggregator", rule, rule(products, weights, rng, trusted), sent.shape[1:])
 
     def _moments(self, tasks: Iterable[str], kept: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
         """By module, moments of inputs `[T, n, n]` and of gradients `[T, m, m]`; empty where clients send none."""
@@ -204,6 +201,23 @@ class Fuser:
             for pair in self.layout.pairs
             if kept
         }
+
+
+def _sound(stage: str, rule: PreAggregator | Aggregator | Fusion, made: Tensor, shape: Sequence[int]) -> Tensor:
+    """What a rule made, if it is of the shape that it should be, and finite.
+
+    Raises
+    ------
+    FedfusionError
+        If it is not.
+    """
+    name = f"{stage}={type(rule).__name__}"
+    if not isinstance(made, Tensor) or made.shape != tuple(shape):
+        got = f"shape {list(made.shape)}" if isinstance(made, Tensor) else type(made).__name__
+        raise FedfusionError(f"{name} returns {got}, expected a tensor of shape {list(shape)} (mend the rule)")
+    if not made.isfinite().all():
+        raise FedfusionError(f"{name} makes entries that are not finite (choose another rule, or other values for it)")
+    return made
 
 
 def _mixed(roots: Mapping[str, Tensor]) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import itertools
 import json
 import shlex
 import shutil
@@ -22,7 +23,7 @@ from fedfusion.validation import flat
 
 SCHEMA_VERSION = 2
 NOT_RUN = "not run yet"
-State = Literal["finished", "failed", "begun", "damaged", "new"]
+State = Literal["finished", "failed", "begun", "damaged", "another", "new"]
 
 
 class Folder:
@@ -122,7 +123,7 @@ class Folder:
         try:
             config: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
             if identity(config, cell.byzantine) != cell.run:
-                return "damaged"
+                return "another"
             if not (folder / "results.json").exists():
                 return "begun"
             report.measured(json.loads((folder / "results.json").read_text()))
@@ -131,8 +132,12 @@ class Folder:
         return "finished"
 
     def prepare(self, cell: Cell) -> str | None:
-        """Make the folder of a run ready to begin or to continue in; a sentence where what it held is lost."""
+        """Make the folder of a run ready to begin or to continue in; a sentence where it held something else."""
         folder, state = self.run(cell), self.state(cell)
+        if state == "another":
+            aside = next(path for i in itertools.count(1) if not (path := Path(f"{folder}.{i}")).exists())
+            folder.rename(aside)
+            return f"{folder} held a run of another configuration, which is in {aside.name} now: it is run again"
         (folder / "error.txt").unlink(missing_ok=True)
         if state == "damaged":
             shutil.rmtree(folder)

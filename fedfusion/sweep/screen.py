@@ -18,7 +18,12 @@ from fedfusion.reporting.run_page import count
 from fedfusion.sweep.plan import Plan
 
 SHOWN = 12  # runs that ended last
-WORDS = {"begun": "begun, will be continued", "failed": "failed, will be tried again", "damaged": "damaged"}
+WORDS = {
+    "begun": "begun, will be continued",
+    "failed": "failed, will be tried again",
+    "damaged": "damaged",
+    "another": "of another configuration, will be kept aside",
+}
 
 
 class Screen:

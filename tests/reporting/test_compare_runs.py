@@ -81,7 +81,8 @@ def test_single_runs_have_differences_without_intervals(four):
     assert header == ["", "A", "B", "B − A"] and ["mean, fused received", "0.650", "0.700", "0.050"] in rows
     assert found.answer == (
         "Accuracy, mean, fused received: B is 0.050 above A. Accuracy, worst task, fused received: B is 0.040 above A."
-        " One seed: there are no intervals, and small differences may be chance (sweep seed=0,1,2 has them)."
+        " One seed each: there are no intervals, and small differences may be chance (name the runs of more seeds too: "
+        "those that differ in nothing else count as one)."
     )
 
 
@@ -161,6 +162,46 @@ def test_the_page(four, tmp_path):
     root = pages.check((tmp_path / "compare.html").read_text())
     assert root.all("h1")[0].text == "What is different between A and B?"
     assert len([e for e in root.all("svg") if not e.inside("svg")]) == 2 and ".pdf" not in root.text
+
+
+def renamed(folder, **tasks):
+    """A run with other names for its tasks."""
+    facts = json.loads((folder / "results.json").read_text())
+    for metrics in (facts["metrics"], *facts["metrics"]["rounds"]):
+        metrics["tasks"] = {tasks.get(name[0], name): scores for name, scores in metrics["tasks"].items()}
+    (folder / "results.json").write_text(json.dumps(facts))
+    return folder
+
+
+def test_scores_on_different_tasks_are_not_for_comparison(tmp_path):
+    one, two = write(tmp_path / "a", 0, 0.5, 0.6), write(tmp_path / "b", 0, 0.5, 0.7, fusion="tsv")
+    assert "same tasks" not in compare_runs.compare([one, two]).answer
+    assert compare_runs.compare([one, renamed(two, b="c-task")]).answer.startswith(
+        "These are not scores on the same tasks (A has b-task; B has c-task; 1 in common): what follows does not tell "
+        "which is better. Accuracy, mean"
+    )
+    answer = compare_runs.compare([one, renamed(two, a="d-task")]).answer
+    assert "(A has a-task, b-task; B has c-task, d-task; none in common)" in answer
+
+
+def test_a_run_that_was_not_realigned_is_named_where_another_was(tmp_path):
+    one = write(tmp_path / "a", 0, 0.5, 0.6)
+    two = write(tmp_path / "b", 0, 0.5, 0.6, realigned=0.2, realign="few_shot")
+    said = "What is called realigned of {} is as fused: it was not realigned, or that changed no score."
+    answer = compare_runs.compare([one, two]).answer
+    assert said.format("A") in answer and said.format("B") not in answer
+    assert "as fused" not in compare_runs.compare([one, write(tmp_path / "c", 1, 0.5, 0.6)]).answer
+
+
+def test_one_round_is_one_tick(tmp_path):
+    folders = [write(tmp_path / "a", 0, 0.5, 0.6), write(tmp_path / "b", 0, 0.5, 0.7, fusion="tsv")]
+    for folder in folders:
+        facts = json.loads((folder / "results.json").read_text())
+        del facts["metrics"]["rounds"][1:]
+        (folder / "results.json").write_text(json.dumps(facts))
+    for axes in compare_runs.compare(folders).plots[0].figure.axes:
+        low, high = axes.get_xlim()
+        assert [tick for tick in axes.get_xticks() if low <= tick <= high] == [1]
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from fedfusion.reporting import figures as report
+from fedfusion.reporting import kept
 from fedfusion.reporting.sweep_tables import legend, tables
 
 
@@ -196,37 +197,7 @@ def test_a_failed_run_is_left_out_and_named():
     facts = with_figures(cells)
     assert point(facts, "alie", "mean", 1.0)["runs"] == 1 and line(facts, "alie", "mean")["failed"] == 1
     assert "Run 7 failed: ValueError: too hot" in legend(facts)
-    assert report.row(cells[2])["error"] == "ValueError: too hot" and "failed: ValueError" in report.in_short(cells[2])
-
-
-def test_what_is_kept_of_a_run():
-    scores = {
-        "heard": {"single_task": {"accuracy": 0.8}, "fused_received": {"accuracy": 0.4}},
-        "better": {"single_task": {"accuracy": 0.5}, "fused_received": {"accuracy": 0.6}},
-        "silent": {"fused_received": {"accuracy": 0.9}},
-    }
-    metrics = {
-        "measure": "exact match",
-        "num_clients": 8,
-        "tasks": scores,
-        "mean": {"fused_received": 0.63, "single_task": 0.65},
-        "worst": {"fused_received": 0.4, "single_task": 0.5},
-        "attack": {
-            "byzantine": [2, 5],
-            "accepted_honest": 1.0,
-            "refused_byzantine": 0.5,
-            "success": {"heard": {"fused_received": 0.2}, "better": {"fused_received": 0.4}},
-        },
-    }
-    found = report.measured({"metrics": metrics, "wall_time_s": 3.0})
-    assert found["over_single_task"]["fused_received"] == pytest.approx((0.5 + 1.2) / 2)
-    assert found["success"]["fused_received"] == pytest.approx(0.3)
-    assert (
-        found["measure"] == "exact match" and found["byzantine"] == [2, 5] and found["worst"] == {"fused_received": 0.4}
-    )
-    assert (found["accepted_honest"], found["refused_byzantine"]) == (1.0, 0.5)
-    row = report.row(cell(0.7) | found)
-    assert row["num_byzantine"] == 2 and row["worst_fused_received"] == 0.4
+    assert kept.row(cells[2])["error"] == "ValueError: too hot" and "failed: ValueError" in kept.in_short(cells[2])
 
 
 def test_intervals_and_gains_are_over_seeds():
@@ -294,43 +265,6 @@ def test_points_are_the_means_of_their_seeds_in_any_order(by_budget):
             assert found["runs"] == len(scores)
 
 
-def record(nmse_db, clients, bler=None, duration_s=None):
-    mean = {} if bler is None else {"bler": bler}
-    return {"nmse_db": nmse_db, "uplink": {"clients": clients, "mean": mean, "duration_s": duration_s}}
-
-
-def results(*rounds):
-    attack = {"byzantine": [], "accepted_honest": 1.0, "refused_byzantine": None, "success": {}}
-    metrics = {
-        "measure": "accuracy",
-        "num_clients": 2,
-        "tasks": {},
-        "mean": {},
-        "worst": {},
-        "attack": attack,
-        "rounds": list(rounds),
-    }
-    return {"metrics": metrics, "wall_time_s": 1.0}
-
-
-def test_costs_of_the_uplink_are_sums_and_its_nmse_is_a_mean_of_powers():
-    found = report.measured(
-        results(
-            record(-10.0, {"0": {"energy_j": 1.0, "bits": 1e6}, "1": {"energy_j": 2.0, "bits": 3e6}}, 0.1, 0.5),
-            record(-20.0, {"1": {"energy_j": 4.0, "bits": 5e5}}, 0.0, 0.25),
-        )
-    )
-    assert found["nmse_db"] == pytest.approx(-12.5964, abs=1e-4)  # of (0.1 + 0.01) / 2
-    assert (found["energy_j"], found["duration_s"], found["mbit"]) == (7.0, 0.75, 4.5)
-
-
-def test_a_channel_without_a_radio_costs_nothing_that_is_known():
-    found = report.measured(results(record(None, {"0": {}, "1": {}})))
-    assert [found[name] for name in report.UPLINK] == [None] * 4
-    row = report.row(cell(0.7) | {"nmse_db": -3.0})
-    assert row["nmse_db"] == -3.0 and row["energy_j"] is None and row["mbit"] is None
-
-
 def test_the_known_answer():
     facts = grids.budget()
     best = point(facts, "ipm", "task_aware", 0.45)
@@ -348,5 +282,16 @@ def test_a_sweep_of_before_there_were_intervals_has_the_same_means():
     for old, new in zip(facts["points"], found["points"], strict=True):
         assert old == {key: value for key, value in new.items() if key in old}
         assert new["interval"]["worst"]["fused_received"] is None and new["energy_j"] is None
+        assert new["base"]["worst"] == {"fused_received": {}, "realigned": {}}
     for old, new in zip(facts["lines"], found["lines"], strict=True):
         assert old == {key: value for key, value in new.items() if key in old}
+
+
+def test_the_base_of_a_point_is_told_by_seed():
+    cells = defended()
+    for one in cells:
+        one["worst"]["base"], one["mean"]["base"] = 0.1 + 0.1 * int(one["point"]["seed"]), 0.5
+        one["worst"]["control"] = 0.3
+    found = point(with_figures(cells), "ipm", "clip", 1.0)["base"]
+    assert found["worst"] == {"fused_received": {"0": 0.1, "1": 0.2}, "realigned": {"0": 0.3, "1": 0.3}}
+    assert found["mean"] == {"fused_received": {"0": 0.5, "1": 0.5}, "realigned": {}}

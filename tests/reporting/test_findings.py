@@ -139,3 +139,58 @@ def test_failures_name_cell_run_and_reason_once():
 )
 def test_amounts_are_read_without_an_exponent(value, said):
     assert findings.amount(value) == said
+
+
+def test_a_line_that_is_no_better_than_the_base_is_said_to_be():
+    facts = of({"mean": [0.1, 0.1, 0.1], "clip": [0.30, 0.31, 0.32]})
+    said = findings.answer(grids.with_base(facts, worst=0.3))
+    assert ", 3 seeds) under ipm, which is no more than the base has (0.310), 0.210 above the undefended run" in said
+    assert "the base" not in findings.answer(grids.with_base(facts, worst=0.298))
+    alone = grids.sweep({"attack.fraction": ["0", "0.5"]}, lambda p: 0.4)
+    assert "has an accuracy of 0.400 (one seed) under ipm, which is no more than the base has (0.500). Without" in (
+        findings.answer(grids.with_base(alone, worst=0.5))
+    )
+
+
+def test_the_base_is_that_of_the_same_seeds():
+    facts = grids.with_base(grids.budget(attacks=("ipm", "alie"), seeds=("0", "1", "2")), worst=0.855)
+    assert "no more than the base has (0.865)" in findings.answer(facts)
+    (lost,) = (
+        cell
+        for cell in facts["cells"]
+        if cell["point"] == {"attack": "alie", "attack.fraction": "0.45", "defence": "task_aware", "seed": "2"}
+    )
+    lost["error"] = "did not finish"
+    assert "no more than the base has (0.860)" in findings.answer(facts | figures(facts))
+
+
+def test_the_interval_of_a_score_ends_where_scores_end():
+    answer = findings.answer(of({"mean": [0.4, 0.4], "clip": [0.6, 0.9]}, seeds=2))
+    assert "0.750 (95 % interval 0.000 to 1.000, 2 seeds)" in answer and "undefended run (-1.556 to 2.256;" in answer
+
+
+def test_what_an_attack_is_judged_against():
+    assert findings.without_attack(grids.budget()) == "the undefended run without an attack"
+    assert findings.without_attack(grids.jammed()) == (
+        "the same setting without an attack at the same channel.jammer.jsr_db"
+    )
+    facts = grids.sweep({"attack": ["none", "ipm"]}, lambda p: 0.5)
+    assert findings.without_attack(facts) == "the same setting without an attack"
+
+
+def realigned(facts, gain=0.05, control=0.4):
+    """The same where realignment brings this, and the base this level."""
+    for cell in facts["cells"]:
+        for name in ("worst", "mean"):
+            cell[name] |= {"realigned": cell[name]["fused_received"] + gain, "base": 0.3, "control": control}
+        for name in ("success", "over_single_task"):
+            cell[name]["realigned"] = cell[name]["fused_received"]
+    return facts | figures(facts)
+
+
+def test_what_is_realigned_is_held_against_the_base_that_is_realigned_too():
+    facts = of({"mean": [0.1], "clip": [0.34]}, seeds=1)
+    assert "0.390 (one seed) under ipm, which is no more than the base has once realigned (0.400), 0.240 above" in (
+        findings.answer(realigned(facts))
+    )
+    assert "the base" not in findings.answer(realigned(facts, control=0.38))

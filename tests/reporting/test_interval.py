@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from fedfusion.reporting.interval import interval, paired, quantile
+from fedfusion.reporting.interval import interval, mean, of_scores, paired, quantile
 
 VALUES = st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=40)
 
@@ -55,3 +55,11 @@ def test_what_is_common_to_both_leaves_no_doubt():
     ours, theirs = {str(s): 0.5 + 0.1 * s + 0.01 for s in range(4)}, {str(s): 0.5 + 0.1 * s for s in range(4)}
     assert interval(list(ours.values()))[0] < interval(list(theirs.values()))[1]
     assert paired(ours, theirs)[1] == pytest.approx([0.01, 0.01])
+
+
+def test_an_interval_of_scores_ends_where_scores_end():
+    assert of_scores([-0.2, 1.02]) == [0.0, 1.0] and of_scores([0.3, 0.4]) == [0.3, 0.4]
+
+
+def test_the_mean_is_of_what_is_known():
+    assert mean([0.5, None, 0.25]) == 0.375 and mean([None]) is None

@@ -154,6 +154,12 @@ def test_errors_by_round_with_gaps_where_nothing_arrived():
     assert run_plots.by_error(metrics()) is None
 
 
+def test_one_round_is_one_tick():
+    (axes,) = run_plots.by_error(metrics(record(1, 0.7) | {"nmse_db": 2.0})).figure.axes
+    low, high = axes.get_xlim()
+    assert [tick for tick in axes.get_xticks() if low <= tick <= high] == [1]
+
+
 def test_every_picture_fits_one_column_says_a_number_and_cuts_nothing_off():
     radio = {"mean": {"bler": 0.1}, "clients": {"0": CLIENTS}, "duration_s": 0.2, "product_nmse_db": 1.0}
     records = [record(i + 1, 0.6 + i / 100, **radio) for i in range(10)]

@@ -2,14 +2,20 @@ from fedfusion.reporting import run_warnings
 
 
 def record(server_round, dropped=None, **facts):
-    quiet = {"refused": [], "nmse_db": 1.25, "learnt": True, "unheard": [], "discarded_energy": 0.0}
+    quiet = {"refused": [], "heard": [], "nmse_db": 1.25, "learnt": True, "unheard": [], "discarded_energy": 0.0}
     return {"round": server_round, "dropped": dropped or {}} | quiet | facts
 
 
 def test_what_did_not_count_is_gathered_by_its_fate_and_its_reason(tmp_path):
     late = {str(client): f"was {client}.5 s late" for client in range(8)}
     records = [
-        record(1, late | {"8": "sent a norm of 1e3", "9": "sent a norm of 2e3"}, refused=[8, 9], learnt=False),
+        record(
+            1,
+            late | {"8": "sent a norm of 1e3", "9": "sent a norm of 2e3"},
+            refused=[8, 9],
+            heard=[8, 10],
+            learnt=False,
+        ),
         record(2, {"1": "was 1e-3 s late", "2": "sent nothing"}, unheard=["a"], discarded_energy=0.25, nmse_db=-1.0),
     ]
     assert run_warnings.sentences(records, tmp_path / "none.log") == [
@@ -18,10 +24,21 @@ def test_what_did_not_count_is_gathered_by_its_fate_and_its_reason(tmp_path):
         "1 upload dropped: sent nothing (client 2 in round 2).",
         "2 uploads refused by the guard, the first of them: sent a norm of 1e3 (client 8 in round 1, client 9 in round "
         "1).",
-        "Too little arrived in 1 round (1): the last model was kept.",
+        "The guard refused 2 of the 3 uploads that arrived in 1 round (1), which left too few: the last model was "
+        "kept.",
         "Nothing is believed of task a.",
         "The fused rank discards up to 25.0% of a layer's energy (see fused_rank).",
         "Uploads arrived with more error than signal in 1 of 2 rounds (an NMSE of up to 1.2 dB).",
+    ]
+
+
+def test_what_is_lost_on_the_way_is_told_from_what_the_guard_refused():
+    records = [record(1, learnt=False), record(2, refused=[1, 2], heard=[1, 2], learnt=False)]
+    records += [record(3, refused=[3], heard=[1, 2], learnt=False), record(4, refused=[3]), record(5, learnt=False)]
+    assert run_warnings.shortfalls(records) == [
+        "the guard refused 3 of the 5 uploads that arrived in 2 rounds (2, 3), which left too few: the last model was "
+        "kept",
+        "too little arrived in 2 rounds (1, 5): the last model was kept",
     ]
 
 

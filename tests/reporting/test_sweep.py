@@ -112,6 +112,7 @@ def test_what_failed_and_what_is_still_to_run_is_said(tmp_path):
     assert [e.text for e in root.all("ul")[1].all("li")] == [
         "2 of 100 cells have not finished; the numbers are of those that have.",
         "1 of 100 cells failed; means are over those that did not.",
+        "Intervals are over 2 seeds, where Student's t is 12.7: of 3 it is 4.3, and they tell far more.",
     ]
     assert "Run 000000000000 failed: ValueError: <too> hot" in printed(facts, 80)
 
@@ -193,13 +194,3 @@ def test_the_page_in_a_browser(name, width, dark, tmp_path):
     seen = pages.chromium(tmp_path / "report.html", tmp_path, width, dark)
     assert seen.content <= seen.window == width and seen.picture.stat().st_size > 10_000
     assert (seen.background == "rgb(255, 255, 255)") != dark
-
-
-def test_where_nobody_needs_a_defence_it_is_said():
-    facts = grids.budget()
-    under = [cell for cell in facts["cells"] if cell["point"]["defence"] == "mean" and cell["byzantine"]]
-    assert not any("Even the undefended run" in said for said in sweep.warnings(facts))
-    under[0]["refused_byzantine"] = 0.4
-    facts |= figures(facts)
-    (said,) = (said for said in sweep.warnings(facts) if "Even the undefended run" in said)
-    assert re.search(r"refuses up to (20|40)% of the Byzantine uploads", said)

@@ -84,7 +84,7 @@ def test_the_finding_is_said_in_numbers():
     found = drawn(grids.budget(attacks=("ipm", "alie")))["worst"]
     assert found.finding.startswith(
         "Best and last at share of Byzantine clients 0.45 — ipm: task_aware 0.860, mean 0.185; alie: task_aware 0.882, "
-        "mean 0.545. Undefended, without an attack: 0.905."
+        "mean 0.545. The undefended run without an attack: 0.905."
     )
     assert "bands: least to greatest over seeds" in found.finding and "begins at" not in found.finding
     assert "bands: 95 % intervals of the mean" in drawn(grids.jammed())["worst"].finding

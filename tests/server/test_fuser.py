@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from inline import run
@@ -102,6 +104,38 @@ def test_a_rule_that_breaks_down_is_named():
     fuser, model, _ = fuser_of([*TASKS, "fusion.coefficient=3e38"])
     with pytest.raises(FedfusionError, match="fusion=TaskArithmetic makes entries that are not finite"):
         fuser(model.initial.repeat(4, 1) + 100.0, torch.tensor([1, 1, 1, 1]), {}, None, 1)
+
+
+def broken(fuser, stage, **made):
+    """The same fuser, with a rule that makes something else of what the default rule makes."""
+    default = getattr(fuser.experiment, stage)
+    odd = type(f"Odd{stage.title()}", (type(default),), {"linear": False, "__call__": made["of"], **made})
+    return replace(fuser, experiment=replace(fuser.experiment, **{stage: odd()}))
+
+
+@pytest.mark.parametrize(
+    "stage, of, said",
+    [
+        ("aggregator", lambda self, x, *rest: x, r"OddAggregator returns shape \[3, {d}\], .* shape \[{d}\] "),
+        (
+            "aggregator",
+            lambda self, x, *rest: x.sum(0)[:-1],
+            r"OddAggregator returns shape \[{less}\], .* shape \[{d}\]",
+        ),
+        ("aggregator", lambda self, x, *rest: None, r"OddAggregator returns NoneType, .* shape \[{d}\]"),
+        ("aggregator", lambda self, x, *rest: x.sum(0) * torch.nan, "OddAggregator makes entries that are not finite"),
+        ("preaggregator", lambda self, x, rng: x[0], r"OddPreaggregator returns shape \[{d}\], .* shape \[3, {d}\]"),
+        ("preaggregator", lambda self, x, rng: x / 0, "OddPreaggregator makes entries that are not finite"),
+        ("fusion", lambda self, x, *rest: x, r"OddFusion returns shape \[2, {d}\], .* shape \[{d}\] "),
+        ("fusion", lambda self, x, *rest: x.sum(0) / 0, "OddFusion makes entries that are not finite"),
+    ],
+)
+def test_a_rule_of_ones_own_that_breaks_down_is_named(stage, of, said):
+    fuser, model, _ = fuser_of([*SIX, "aggregator=median"])
+    adapters, examples = adapters_of(model, 6), torch.ones(6)
+    d = fuser._task_vectors(adapters, examples, 1)[1].shape[1]
+    with pytest.raises(FedfusionError, match=f"^{stage}=" + said.format(d=d, less=d - 1)):
+        broken(fuser, stage, of=of)(adapters, examples, {}, None, 1)
 
 
 def test_all_clients_together_have_one_mean_which_stands_for_every_task():

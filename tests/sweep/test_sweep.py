@@ -109,7 +109,7 @@ def test_another_sweep_in_its_folder_is_refused_with_both_hashes(tmp_path):
     assert json.loads((tmp_path / "out" / "sweep.json").read_text()) == before
 
 
-@pytest.mark.parametrize("damage", ["results", "config", "other", "empty"])
+@pytest.mark.parametrize("damage", ["results", "config", "empty"])
 def test_a_damaged_run_is_run_again_and_said(damage, tmp_path, capsys):
     facts = swept(BUDGETS, tmp_path / "out")
     folder = tmp_path / "out" / "runs" / facts["cells"][1]["run"]
@@ -117,10 +117,6 @@ def test_a_damaged_run_is_run_again_and_said(damage, tmp_path, capsys):
         (folder / "results.json").write_text((folder / "results.json").read_text()[:100])
     elif damage == "config":
         (folder / "config.yaml").write_text("seed: [")
-    elif damage == "other":  # of another configuration
-        config = OmegaConf.load(folder / "config.yaml")
-        config.client.lr = 7.0
-        (folder / "config.yaml").write_text(OmegaConf.to_yaml(config))
     else:
         for path in folder.iterdir():
             path.unlink()
@@ -129,6 +125,22 @@ def test_a_damaged_run_is_run_again_and_said(damage, tmp_path, capsys):
     assert again.done == [folder.name]
     said = capsys.readouterr().err
     assert "1 finished already; 1 damaged" in said and f"{folder} is damaged: it is run again" in said
+
+
+def test_a_run_that_was_gone_on_with_otherwise_is_kept_aside(tmp_path, capsys):
+    facts = swept(BUDGETS, tmp_path / "out")
+    folder = tmp_path / "out" / "runs" / facts["cells"][1]["run"]
+    for number in (1, 2):
+        config = OmegaConf.load(folder / "config.yaml")
+        config.rounds = 7
+        (folder / "config.yaml").write_text(OmegaConf.to_yaml(config))
+        again = Counted()
+        assert swept(BUDGETS, tmp_path / "out", again)["points"] == facts["points"] and again.done == [folder.name]
+        aside = folder.with_name(f"{folder.name}.{number}")
+        assert (aside / "results.json").is_file() and OmegaConf.load(aside / "config.yaml").rounds == 7
+        said = capsys.readouterr().err
+        assert f"{folder} held a run of another configuration, which is in {aside.name} now: it is run again" in said
+        assert "1 finished already; 1 of another configuration, will be kept aside" in said
 
 
 def test_a_run_that_fails_is_named_at_once_and_does_not_end_the_sweep(tmp_path, capsys):
