@@ -67,8 +67,6 @@ def loaded(path: Path, kind: type[T], way_out: str) -> T:
     """
     try:
         found = OmegaConf.to_container(OmegaConf.load(path))
-        if found == {}:
-            raise ValueError("it is empty")
         if not isinstance(found, kind):
             raise ValueError(f"it holds a {type(found).__name__}, not a {kind.__name__}")
     except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
@@ -122,14 +120,20 @@ def composed(
     if not errors and not any(wrong for _, wrong in chosen):
         with contextlib.suppress(ConfigErrors):  # Hydra refuses what does not exist; what follows says all of it
             cfg = compose(parsed, root)
-            return cfg, [], check_values(cfg, schema)
+            return cfg, [], _unfit(cfg, schema)
     search = [o for o in parsed if o.key_or_group == SEARCHPATH]
     skeleton = compose([*search, *(o for o, wrong in chosen if not wrong)], root)
     values = [o for o in parsed if o.key_or_group not in (SEARCHPATH, *offered)]
     checked = [*chosen, *((o, check_key(o, skeleton, offered)) for o in values)]
     errors += [error for _, wrong in checked for error in wrong]
     cfg = compose([*search, *(o for o, wrong in checked if not wrong)], root)
-    return cfg, errors, check_values(cfg, schema)
+    return cfg, errors, _unfit(cfg, schema)
+
+
+def _unfit(cfg: DictConfig, schema: type) -> list[str]:
+    """What does not fit `schema`; where keys wait for a value, only which."""
+    open_keys = sorted(OmegaConf.missing_keys(cfg))
+    return [f"{key}: ??? stands for a value, which must be given" for key in open_keys] or check_values(cfg, schema)
 
 
 def compose(overrides: Sequence[Override], root: str = "config") -> DictConfig:

@@ -4,7 +4,7 @@ import datetime
 import json
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +23,7 @@ from fedfusion.composition import loaded
 from fedfusion.contradictions import contradictions
 from fedfusion.lora.spec import locate
 from fedfusion.rng import generator
+from fedfusion.soundness import sound
 from fedfusion.types import (
     Aggregator,
     Attack,
@@ -187,7 +188,7 @@ class Experiment:
         return Clients(layout, tasks, initial, relation)
 
     def check(self) -> None:
-        """Refuse data that cannot be learnt from, heads and scores that do not fit it, and a coupling that diverges.
+        """Refuse data that cannot be learnt from, heads and scores that do not fit it, and a coupling that fails.
 
         No model is loaded.
 
@@ -213,12 +214,23 @@ class Experiment:
             if self.attack.poisons:  # tried on a few samples
                 rng, few = generator(self.seed, "poison"), self.suite.root(task, self.seed)
                 self.attack.poison(few, self.suite.num_classes(task), rng)
+        self._try_coupling()
+
+    def _try_coupling(self) -> None:
+        """Couple adapters of one parameter for some rounds, and refuse what is unstable or makes something else."""
         clients = self.clients(Layout(("nothing",), ((1,),)), torch.zeros(1))
-        adapters = torch.zeros(self.suite.num_clients, 1)
+        adapters = torch.arange(1.0, self.suite.num_clients + 1)[:, None]
         for server_round in range(1, 1 + (1 if self.fraction == 1 else min(self.rounds, CHECKED_ROUNDS))):
             heard = torch.tensor(sorted(self.chosen(server_round)))
             weights = torch.full((len(heard),), 1 / len(heard))
-            self.coupling(adapters, heard, weights, clients, generator(self.seed, "coupling", server_round))
+            match self.coupling(adapters, heard, weights, clients, generator(self.seed, "coupling", server_round)):
+                case (coupled, Mapping()):
+                    sound("coupling", self.coupling, coupled, adapters.shape)
+                case made:
+                    raise FedfusionError(
+                        f"coupling={type(self.coupling).__name__} returns {type(made).__name__}, expected adapters and "
+                        "a report (mend it)"
+                    )
 
 
 def resolve(overrides: Sequence[str]) -> DictConfig:
@@ -266,6 +278,8 @@ def resume(run_dir: Path, overrides: Sequence[str]) -> tuple[DictConfig, list[st
         raise ConfigErrors([f"--resume {run_dir}: there is no config.yaml in it (give the folder of an earlier run)"])
     way_out = "restore it from a copy, or begin a new run"
     stored = loaded(run_dir / "config.yaml", dict, way_out)
+    if not stored:
+        raise ConfigErrors([f"{run_dir / 'config.yaml'} cannot be read: it is empty ({way_out})"])
     earlier = [str(override) for override in loaded(run_dir / "overrides.yaml", list, way_out)]
     for group in ("federation", "tracker"):
         if any(override.startswith(f"{group}=") for override in overrides):
@@ -290,15 +304,15 @@ def resume(run_dir: Path, overrides: Sequence[str]) -> tuple[DictConfig, list[st
 
 def differ(ours: Any, theirs: Any) -> bool:
     """Whether two settings do; 20 is 20.0 and nan is nan, but 1 is not true."""
-    return repr(_plain(ours)) != repr(_plain(theirs))
+    return repr(plain(ours)) != repr(plain(theirs))
 
 
-def _plain(setting: Any) -> Any:
+def plain(setting: Any) -> Any:
     """The same with whole numbers as integers."""
     if isinstance(setting, list):
-        return [_plain(each) for each in setting]
+        return [plain(each) for each in setting]
     if isinstance(setting, dict):
-        return {key: _plain(value) for key, value in sorted(setting.items())}
+        return {key: plain(value) for key, value in sorted(setting.items())}
     return int(setting) if isinstance(setting, float) and setting.is_integer() else setting
 
 

@@ -7,7 +7,7 @@ import json
 import logging
 import pkgutil
 from collections.abc import Mapping, Sequence
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from hydra.core.override_parser.types import Override
@@ -67,7 +67,7 @@ def check_values(cfg: DictConfig, schema: type) -> list[str]:
     stages = [key for key, hint in hints.items() if key in cfg and (hint is Any or is_protocol(hint))]
     errors = [f"{key}: missing, the experiment needs it" for key in sorted(known - set(map(str, cfg)))]
     errors += [f"{key}: the experiment has no such key" for key in map(str, cfg) if key not in known | {"_target_"}]
-    errors += [_untargeted(key) for key in stages if not has_target(cfg[key])]
+    errors += [_untargeted(key, cfg[key]) for key in stages if not has_target(cfg[key])]
     errors += _check_types("", schema, {k: v for k, v in cfg.items() if k not in ("_target_", *stages)})
     for key, node in cfg.items():
         if has_target(node):
@@ -82,7 +82,15 @@ def refused(key: str, node: DictConfig, protocol: Any) -> list[str]:
     except HydraException as error:
         said = str(error.__cause__ or error).strip().splitlines()
         return said if isinstance(error.__cause__, FedfusionError) else said[:1]
-    if not is_protocol(protocol):
+    hints = _hints(get_object(node["_target_"]))
+    parts = {str(name): part for name, part in node.items() if has_target(part) and _protocol(hints.get(str(name)))}
+    errors = [error for name, part in parts.items() for error in refused(f"{key}.{name}", part, hints[name])]
+    return [*_lacking(key, made, _protocol(protocol)), *errors]
+
+
+def _lacking(key: str, made: Any, protocol: Any) -> list[str]:
+    """What the object that was made lacks of a protocol, if there is one."""
+    if protocol is None:
         return []
     members, name = sorted(get_protocol_members(protocol)), type(made).__name__
     where = f"see {protocol.__module__}.{protocol.__name__}, which says what it must have"
@@ -98,7 +106,7 @@ def _unlike(method: Any, asked: Any) -> str | None:
     _, *arguments = inspect.signature(asked).parameters
     try:
         inspect.signature(method).bind(*arguments)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         return f"cannot be called with {', '.join(arguments)}: {error}"
     return None
 
@@ -112,7 +120,10 @@ def check_target(key: str, node: DictConfig) -> list[str]:
         return [f"{key}._target_: {missing(target, error)}"]
     given = {str(k): v for k, v in node.items() if k not in ("_target_", "_partial_", "_convert_", "_recursive_")}
     errors = [e for k, v in given.items() if has_target(v) for e in check_target(f"{key}.{k}", v)]
-    parameters = inspect.signature(callable_).parameters
+    try:
+        parameters = inspect.signature(callable_).parameters
+    except (TypeError, ValueError) as error:
+        return [*errors, f"{key}._target_: '{target}' cannot be built: {error}"]
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         errors += [
             f"{key}.{name}: {target.rpartition('.')[2]} has no parameter '{name}' ({nearest(name, list(parameters))})"
@@ -149,8 +160,7 @@ def missing(target: str, error: BaseException) -> str:
 
 
 def _check_types(prefix: str, callable_: Any, given: Mapping[Any, Any]) -> list[str]:
-    hints = get_type_hints(callable_.__init__ if inspect.isclass(callable_) else callable_)
-    errors = []
+    hints, errors = _hints(callable_), []
     for name, value in given.items():
         if name not in hints:
             continue
@@ -162,19 +172,32 @@ def _check_types(prefix: str, callable_: Any, given: Mapping[Any, Any]) -> list[
                 way_out = f" (write {prefix}{name}=[{value}])" if _fits([value], hint) else ""
                 errors.append(f"{prefix}{name}: expected {_type_name(hint)}, got {value!r}{way_out}")
         except PydanticSchemaGenerationError:  # a protocol or a callable: no plain value to check
-            if isinstance(value, Mapping) and any(map(is_protocol, (hint, *_alternatives(hint)))):
-                errors.append(_untargeted(f"{prefix}{name}"))
+            null = value is None and NoneType not in _alternatives(hint)
+            if _protocol(hint) and (null or isinstance(value, Mapping)):
+                errors.append(_untargeted(f"{prefix}{name}", value))
     return errors
 
 
-def _untargeted(key: str) -> str:
-    """A stage is given as values alone."""
+def _untargeted(key: str, given: Any) -> str:
+    """A stage is given as values alone, or as null."""
+    if given is None:
+        return f"{key}: null builds nothing, the experiment needs it (leave out {key}=null)"
     return f"{key}._target_: missing, it says which class is built (as {key}._target_=module.Class)"
 
 
+def _hints(callable_: Any) -> dict[str, Any]:
+    """The types of the parameters by name."""
+    return get_type_hints(callable_.__init__ if inspect.isclass(callable_) else callable_)
+
+
 def _alternatives(hint: Any) -> tuple[Any, ...]:
-    """Those of a union."""
-    return get_args(hint) if get_origin(hint) in (Union, UnionType) else ()
+    """Those of a union, or the one there is."""
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+
+
+def _protocol(hint: Any) -> Any:
+    """The protocol among the alternatives, if there is one."""
+    return next(filter(is_protocol, _alternatives(hint)), None)
 
 
 def _fits(value: Any, hint: Any) -> bool:

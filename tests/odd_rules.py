@@ -1,4 +1,4 @@
-"""Fusion that misbehaves, fusion that asks the samples, and a channel that reports nothing, for tests."""
+"""Rules that misbehave, fusion that asks the samples, and a channel that reports nothing, for tests."""
 
 from dataclasses import dataclass
 
@@ -16,6 +16,22 @@ class Infinite:
 
     def __call__(self, task_vectors, layout, evidence):
         return task_vectors.sum(0) / 0
+
+
+@dataclass(frozen=True)
+class Spoiler:
+    """A realigner that spoils what is to be repaired; the base too, or only what is not the base."""
+
+    what: str
+    base_too: bool
+
+    data = "none"
+    needs_tasks = False
+
+    def __call__(self, fused, repair):
+        if not self.base_too and torch.equal(fused, repair.base):
+            return fused
+        return fused[1:] if self.what == "shape" else fused / 0
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,6 @@ def test_a_folder_that_is_none_or_has_nothing_or_what_is_there_already_is_refuse
         ("factor: [\n", "while parsing a flow node"),
         ("5\n", "Invalid loaded object type: int"),
         ("- 5\n", "it holds a list, not a dict"),
-        ("# Mine.\n", "it is empty"),
         ("_target_: ${\n", "no viable alternative at input"),
         ("\udcff", "codec can't decode byte 0xff"),
     ],
@@ -134,7 +133,7 @@ def test_an_option_of_ones_own_that_cannot_be_read_is_refused_by_every_verb(text
             ask()
 
 
-@pytest.mark.parametrize("text", ["factor: 0.25\n", "_target_: null\nfactor: 0.25\n"])
+@pytest.mark.parametrize("text", ["factor: 0.25\n", "_target_: null\nfactor: 0.25\n", "# Mine.\n"])
 def test_an_option_that_names_no_class_is_refused(text, mine):
     (mine / "channel" / "mine.yaml").write_text(text)
     with pytest.raises(ConfigErrors) as refused:
@@ -149,7 +148,7 @@ def test_so_is_a_part_of_one_and_what_has_no_protocol(mine):
     (mine / "fading" / "bare.yaml").write_text("# @package channel.fading\nfactor: 1\n")
     with pytest.raises(ConfigErrors, match=r"^channel.fading._target_: missing, it says which class is built"):
         config.resolve([search(mine), "channel=mimo", "fading=bare"])
-    with pytest.raises(ConfigErrors, match="^server._target_: missing"):
+    with pytest.raises(ConfigErrors, match="^server: null builds nothing, the .* .leave out server=null.$"):
         config.resolve(["server=null"])
 
 
@@ -167,6 +166,94 @@ def test_a_class_that_is_called_otherwise_than_its_stage_is_refused(call, why, m
         config.resolve([search(mine), "channel=mine"])
     (sentence,) = refused.value.errors
     assert sentence.startswith(why) and sentence.endswith("(see fedfusion.types.Channel, which says what it must have)")
+
+
+@pytest.mark.parametrize(
+    "overrides, key, protocol",
+    [
+        (["attack=ipm", "attack.f=1", "attack.upload._target_=mine.Idle"], "attack.upload", "attacks.adversary.Upload"),
+        (["attack=label_flip", "attack.f=1", "attack.data._target_=mine.Idle"], "attack.data", "adversary.Poison"),
+        (["coupling=laplacian", "coupling.adjacency._target_=mine.Idle"], "coupling.adjacency", "adjacency.Adjacency"),
+    ],
+)
+def test_so_is_the_class_of_a_part(overrides, key, protocol, mine):
+    idle = """
+class Idle:
+    def triggered(self, *_):
+        pass
+
+    def __init__(self, **values):
+        pass
+
+    def __call__(self):
+        pass
+"""
+    (mine.parent.parent / "mine.py").write_text(idle)
+    with pytest.raises(ConfigErrors) as refused:
+        config.resolve(overrides)
+    (sentence,) = refused.value.errors
+    assert sentence.startswith(f"{key}: Idle.__call__ cannot be called with ") and f"{protocol}, which" in sentence
+    (mine.parent.parent / "mine.py").write_text(idle.replace("def __call__", "def call"))
+    sys.modules.pop("mine")
+    with pytest.raises(ConfigErrors, match=f"^{key}: Idle has no __call__ .see "):
+        config.resolve(overrides)
+
+
+def test_so_is_one_that_is_called_by_a_built_in_whose_arguments_are_unknown(mine):
+    method = CHANNEL.index("    def __call__")
+    (mine.parent.parent / "mine.py").write_text(CHANNEL[:method] + "    __call__ = max\n")
+    with pytest.raises(
+        ConfigErrors, match="^channel: Shorter.__call__ cannot be called with updates, rng: no signature"
+    ):
+        config.resolve([search(mine), "channel=mine"])
+
+
+def test_an_option_of_ones_own_may_hold_only_comments(mine):
+    (mine / "defence").mkdir()
+    (mine / "defence" / "trust.yaml").write_text("# @package _global_\n# Change nothing.\n")
+    assert config.resolve([search(mine), "defence=trust"]) == config.resolve([])
+    assert describe("defence", "trust", [mine])["summary"] == "Change nothing."
+
+
+def test_an_option_may_leave_a_value_open_that_must_be_given(mine):
+    (mine / "channel" / "mine.yaml").write_text("_target_: mine.Shorter\nfactor: ???\n")
+    assert config.resolve([search(mine), "channel=mine", "channel.factor=0.75"]).channel.factor == 0.75
+    with pytest.raises(ConfigErrors) as refused:
+        config.resolve([search(mine), "channel=mine", "rounds=["])
+    assert refused.value.errors[1] == "channel.factor: ??? stands for a value, which must be given"
+    with pytest.raises(ConfigErrors) as refused:
+        config.resolve([search(mine), "channel=mine", "channel.factor=0.75", "sed=1"])
+    assert refused.value.errors == ["sed=1: no key 'sed' (did you mean 'seed'?)"]
+
+
+@pytest.mark.parametrize(
+    "made, said",
+    [
+        ("adapters / 0", "makes entries that are not finite"),
+        ("adapters[heard[:-1]]", r"returns shape \[15, 1\], expected a tensor of shape \[16, 1\] .mend it.$"),
+        ("None", r"returns NoneType, expected a tensor of shape \[16, 1\]"),
+    ],
+)
+def test_a_coupling_that_makes_something_else_is_refused_by_name(made, said, mine):
+    coupling = """
+from fedfusion.coupling import Isolated
+
+
+class Odd(Isolated):
+    def __call__(self, adapters, heard, weights, clients, rng):
+        return RETURNED
+"""
+    (mine.parent.parent / "mine.py").write_text(coupling.replace("RETURNED", f"{made}, {{}}"))
+    with pytest.raises(ConfigErrors, match=f"^coupling=Odd {said}"):
+        config.resolve(["coupling._target_=mine.Odd"])
+    (mine.parent.parent / "mine.py").write_text(coupling.replace("RETURNED", "adapters"))
+    sys.modules.pop("mine")
+    with pytest.raises(ConfigErrors, match=r"^coupling=Odd returns Tensor, expected adapters and a report .mend it.$"):
+        config.resolve(["coupling._target_=mine.Odd"])
+    directions = "adapters / adapters.norm(dim=1, keepdim=True) / (adapters.std() > 0), {}"
+    (mine.parent.parent / "mine.py").write_text(coupling.replace("RETURNED", directions))
+    sys.modules.pop("mine")
+    config.resolve(["coupling._target_=mine.Odd"])
 
 
 @pytest.mark.parametrize("call", ["self, updates, rng, extra=1", "self, sent, of", "self, *all, **more"])

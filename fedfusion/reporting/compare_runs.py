@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from fedfusion.composition import ELSEWHERE
+from fedfusion.config import plain
 from fedfusion.reporting import plots
 from fedfusion.reporting.comparison import Comparison, header, scored
 from fedfusion.reporting.figures import unique
@@ -22,6 +23,7 @@ from fedfusion.reporting.report import load
 from fedfusion.reporting.run_plots import STAGES, final
 from fedfusion.reporting.sweep_plots import legend, looks, span
 from fedfusion.reporting.sweep_tables import Grid
+from fedfusion.strict_json import worded
 from fedfusion.validation import flat
 
 WALL_TIME = "wall time (s)"
@@ -58,7 +60,7 @@ class Group:
         """The configuration, flat, with what differs between the runs in one text."""
         found: dict[str, list[str]] = {}
         for results in self.runs.values():
-            for key, value in flat(results["config"]).items():
+            for key, value in flat(_settings(results)).items():
                 found.setdefault(key, []).append(value if isinstance(value, str) else json.dumps(value))
         return {key: ", ".join(unique(values)) for key, values in found.items()}
 
@@ -96,11 +98,16 @@ def grouped(runs: Mapping[Path, Results]) -> list[Group]:
     """Runs of the same configuration together; each alone, where no configuration has several of different seeds."""
     found: dict[str, dict[Path, Results]] = {}
     for folder, results in runs.items():
-        own = {key: value for key, value in results["config"].items() if key not in {"seed", *ELSEWHERE}}
+        own = {key: value for key, value in _settings(results).items() if key not in {"seed", *ELSEWHERE}}
         found.setdefault(json.dumps(own, sort_keys=True), {})[folder] = results
     apart = len(found) == 1 or any(len({r["seed"] for r in own.values()}) < len(own) for own in found.values())
     groups = [{folder: results} for folder, results in runs.items()] if apart else list(found.values())
     return [Group(letter, own) for letter, own in zip(ascii_uppercase, groups, strict=False)]
+
+
+def _settings(results: Results) -> dict[str, Any]:
+    """The configuration, in which what is equal is written alike."""
+    return dict(worded(plain(results["config"])))
 
 
 def differences(groups: Sequence[Group]) -> list[list[str]]:

@@ -67,9 +67,9 @@ def answer(facts: Mapping[str, Any]) -> str:
     named = {0: "", 1: f" under {strongest}"}
     attacked = named.get(len(under), f" under the attack that is hardest on it ({strongest})")
     base = {seed: score for p in here if p["line"] == best for seed, score in p["base"]["worst"][stage].items()}
-    found = _score(scores[best]) + attacked + _no_gain(scores[best], base, stage)
+    found, no_gain = _score(scores[best]) + attacked, _no_gain(scores[best], base, stage)
     if len(scores) == 1:
-        return f"{where}the worst task has an {scored} of {found}.{_from_no_attack(under, stage)}"
+        return f"{where}the worst task has an {scored} of {found}.{no_gain}{_from_no_attack(under, stage)}"
     undefended = next((line["undefended"] for line in facts["lines"] if line["line"] == best), None)
     said = f"{where}{_name(best, undefended)} keeps the worst task best: {scored} {found}"
     parts = []
@@ -77,7 +77,7 @@ def answer(facts: Mapping[str, Any]) -> str:
         parts.append(apart(scores[best], scores[undefended], "the undefended run"))
     if ranked[1] != undefended:
         parts.append(apart(scores[best], scores[ranked[1]], f"the next, {ranked[1]}"))
-    said += f", {' and '.join(parts)}."
+    said += f", {' and '.join(parts)}.{no_gain}"
     if undefended == best:
         said += " No defence here is better than none."
     left_out = ", ".join(line for line in met if line not in scores)
@@ -161,7 +161,7 @@ def _no_gain(by_seed: BySeed, base: BySeed, stage: str) -> str:
     if level is None or round(_mean(by_seed) - level, 3) > 0:
         return ""
     realigned = " once realigned" if stage == "realigned" else ""
-    return f", which is no more than the base has{realigned} ({text(level)})"
+    return f" That {text(_mean(by_seed))} is no more than the base has{realigned} ({text(level)})."
 
 
 def _from_no_attack(under: Sequence[Mapping[str, Any]], stage: str) -> str:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedfusion.reporting import card, page, plots, run_page, run_plots, run_warnings
-from fedfusion.reporting.run_page import count, mean
+from fedfusion.reporting.run_page import count, known_mean
 from fedfusion.reporting.tables import fitting
 from fedfusion.types import FedfusionError
 
@@ -91,12 +91,14 @@ def rows(metrics: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     single = {task: scores.get("single_task") for task, scores in table}
     shown = run_plots.stages(metrics)
     normalised = {
-        stage: mean([scores[stage] / single[task] for task, scores in table if single[task] and stage in scores])
+        stage: known_mean([scores[stage] / single[task] for task, scores in table if single[task] and stage in scores])
         for stage in shown
     }
     table += [("mean", metrics["mean"]), ("worst task", metrics["worst"]), ("over single task", normalised)]
     if metrics["measure"] == "exact match":
-        losses = {stage: mean([s[stage]["loss"] for s in metrics["tasks"].values() if stage in s]) for stage in shown}
+        losses = {
+            stage: known_mean([s[stage]["loss"] for s in metrics["tasks"].values() if stage in s]) for stage in shown
+        }
         table.append(("mean loss", losses))
     return [(name, [run_page.text(scores.get(stage)) for stage in shown]) for name, scores in table]
 
@@ -127,7 +129,7 @@ def facts(results: Mapping[str, Any]) -> list[str]:
     said += _uplink(last["uplink"])
     if generated := results["metrics"].get("rouge_l"):
         stages = dict.fromkeys(stage for scores in generated.values() for stage in scores)
-        means = {stage: mean([s[stage] for s in generated.values() if stage in s]) for stage in stages}
+        means = {stage: known_mean([s[stage] for s in generated.values() if stage in s]) for stage in stages}
         said.append("ROUGE-L of generated responses: " + ", ".join(f"{s} {value:.2f}" for s, value in means.items()))
     return said + _attack(results)
 
@@ -144,7 +146,7 @@ def _attack(results: Mapping[str, Any]) -> list[str]:
     judged = [f"{attack[key]:.0%} of the {what}" for what, key in shares.items() if attack[key] is not None]
     said += ["by the guard " + ", ".join(judged)] if judged else []
     if success := list(attack["success"].values()):
-        of = {stage: mean([scores[stage] for scores in success]) for stage in success[0]}
+        of = {stage: known_mean([scores[stage] for scores in success]) for stage in success[0]}
         said.append(
             f"attack success {of['fused_received']:.3f} once fused, {of['realigned']:.3f} realigned "
             f"(base {of['base']:.3f})"

@@ -174,8 +174,8 @@ def text(value: float | None) -> str:
     return NOTHING if value is None else f"{value:.3f}"
 
 
-def mean(values: Sequence[float | None]) -> float | None:
-    """The mean, if there are values, and all are known."""
+def known_mean(values: Sequence[float | None]) -> float | None:
+    """The mean, or None unless there are values, and all are known."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if len(known) == len(values) > 0 else None
 

@@ -5,9 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from fedfusion.reporting import heat_maps, page, plots, sweep_plots
 from fedfusion.reporting.figures import figures
@@ -15,7 +13,7 @@ from fedfusion.reporting.findings import answer, failures, question
 from fedfusion.reporting.kept import in_short, measured, row
 from fedfusion.reporting.sweep_tables import Grid, legend, over_seeds, reading, tables
 from fedfusion.reporting.sweep_warnings import warnings
-from fedfusion.reporting.tables import fitting
+from fedfusion.reporting.tables import show as show_table
 from fedfusion.types import FedfusionError
 
 __all__ = ["answer", "figures", "in_short", "load", "make", "measured", "row", "show", "tables"]
@@ -72,13 +70,7 @@ def show(facts: Mapping[str, Any], console: Console | None = None) -> None:
     console.print(answer(facts), markup=False)
     for title, header, rows in tables(facts):
         console.print(f"\n{title}", markup=False, style="italic")
-        for part, cells in fitting(header, rows, console.width):
-            table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-            for i, name in enumerate(part):
-                table.add_column(name.replace(" ", "\n"), justify="right" if i else "left", overflow="fold")
-            for texts in cells:
-                table.add_row(*texts)
-            console.print(table)
+        show_table(console, header, rows)
     for line in ["", *legend(facts), *warnings(facts)]:
         console.print(line, markup=False)
 

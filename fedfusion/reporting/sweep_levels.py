@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from fedfusion.reporting import plots
-from fedfusion.reporting.findings import without_attack
+from fedfusion.reporting.findings import text, without_attack
 from fedfusion.reporting.interval import mean
 
 DASHED: dict[str, Any] = {"color": plots.INK, "linestyle": (0, (4, 3)), "linewidth": 0.8, "marker": ""}
@@ -64,11 +64,13 @@ def reading(facts: Mapping[str, Any], name: str, stages: Sequence[str]) -> list[
 
 def in_numbers(facts: Mapping[str, Any], points: Points, name: str, stage: str) -> str:
     """The levels at some points, in sentences."""
-    clean = mean(point["no_attack"][name][stage] for point in points if point["attacked"])
-    base = mean(height for point in points for height in point["base"][name][stage].values())
+    clean = [point["no_attack"][name][stage] for point in points if point["attacked"]]
+    base = [mean(point["base"][name][stage].values()) for point in points]
     who = without_attack(facts)
     words = {f"{who[0].upper()}{who[1:]}": clean, f"The base{', realigned' * (stage == 'realigned')}": base}
-    return "".join(f" {what}: {height:.3f}." for what, height in words.items() if height is not None)
+    known = {what: sorted(x for x in heights if x is not None) for what, heights in words.items()}
+    ends = {what: dict.fromkeys([text(heights[0]), text(heights[-1])]) for what, heights in known.items() if heights}
+    return "".join(f" {what}: {' to '.join(said)}." for what, said in ends.items())
 
 
 def _one_base(points: Points, name: str, stage: str) -> float | None:

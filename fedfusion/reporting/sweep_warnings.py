@@ -78,12 +78,13 @@ def _hardly_tried(facts: Mapping[str, Any]) -> list[str]:
 
 def _changed_nothing(axes: Mapping[str, Sequence[str]], done: Cells) -> list[str]:
     """Swept keys of which no two values have a different effect."""
-    attacked, said = any(cell["byzantine"] for cell in done), []
+    said = []
     for key, values in axes.items():
-        if key == "seed" or (key.partition(".")[0] == "attack" and not attacked):
+        if key == "seed":
             continue
         alike: dict[frozenset[tuple[str, str]], list[list[Any]]] = {}
-        for cell in done:
+        under = [cell for cell in done if cell["byzantine"]]
+        for cell in under if key.partition(".")[0] == "attack" else done:
             rest = frozenset((name, value) for name, value in cell["point"].items() if name != key)
             alike.setdefault(rest, []).append([cell.get(name) for name in EFFECTS])
         several = [effects for effects in alike.values() if len(effects) > 1]

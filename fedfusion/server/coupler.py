@@ -12,6 +12,7 @@ from fedfusion.lora.model import LoraModel
 from fedfusion.lora.product import accumulate, restrict, revive
 from fedfusion.rng import generator
 from fedfusion.server.state import State
+from fedfusion.soundness import sound
 from fedfusion.types import Clients, Layout, Updates
 
 
@@ -61,7 +62,8 @@ class Coupler:
         weights = examples[heard].double()
         weights = weights / weights.sum()
         rng = generator(self.experiment.seed, "coupling", server_round)
-        coupled, report = coupling(adapters, heard, weights, self.clients, rng)
+        made, report = coupling(adapters, heard, weights, self.clients, rng)
+        coupled = sound("coupling", coupling, made, adapters.shape)
         moved = torch.tensor([not torch.equal(*rows) for rows in zip(coupled, state.adapters, strict=True)])
         moments, merged = state.moments, state.merged
         if optimizer.num_moments:  # else the step is the change

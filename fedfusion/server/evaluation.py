@@ -286,7 +286,7 @@ def hide(samples: Samples) -> Samples:
 
 
 def mean(values: Sequence[float]) -> float:
-    """The mean of what there is."""
+    """The mean; there must be one value at least."""
     return sum(values) / len(values)
 
 

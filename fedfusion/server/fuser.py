@@ -12,7 +12,8 @@ from fedfusion.preaggregators import Unmixed
 from fedfusion.rng import generator
 from fedfusion.server.evaluation import Evaluator
 from fedfusion.server.trusted import TrustedSet
-from fedfusion.types import Aggregator, Evidence, FedfusionError, Fusion, Layout, PreAggregator, Probe, Serving
+from fedfusion.soundness import sound
+from fedfusion.types import Evidence, Layout, Probe, Serving
 
 
 @dataclass(frozen=True)
@@ -100,12 +101,12 @@ class Fuser:
             probe=self._probe(core),
             curvature=core.curvature(self._moments(clients, curvature)),
         )
-        fused = _sound("fusion", fusion, fusion(task_vectors, core.layout, evidence), task_vectors.shape[1:])
+        fused = sound("fusion", fusion, fusion(task_vectors, core.layout, evidence), task_vectors.shape[1:])
         adapter, discarded = core.to_adapter(fused, target)
         served: Iterable[Tensor] = ()
         if isinstance(fusion, Serving) and not only_fused:
             again = replace(evidence, rng=self._rng(server_round))  # the same draws
-            served = fusion.served(task_vectors, core.layout, again)
+            served = sound("fusion", fusion, fusion.served(task_vectors, core.layout, again), task_vectors.shape)
         single = task_vectors if self.experiment.realign.needs_tasks and not only_fused else ()
         return Fused(
             adapter,
@@ -186,10 +187,10 @@ class Fuser:
             return core.mean(self.layout, adapters[mine], weights)
         rng = generator(self.experiment.seed, "aggregation", server_round, mine[0])
         sent = core.project(self.layout, adapters[mine])
-        products = _sound("preaggregator", before, before(sent, rng), (before.rows(len(sent)), *sent.shape[1:]))
+        products = sound("preaggregator", before, before(sent, rng), (before.rows(len(sent)), *sent.shape[1:]))
         if not isinstance(before, Unmixed):
             weights = torch.full((len(products),), 1 / len(products), dtype=torch.float64)
-        return _sound("aggregator", rule, rule(products, weights, rng, trusted), sent.shape[1:])
+        return sound("aggregator", rule, rule(products, weights, rng, trusted), sent.shape[1:])
 
     def _moments(self, tasks: Iterable[str], kept: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
         """By module, moments of inputs `[T, n, n]` and of gradients `[T, m, m]`; empty where clients send none."""
@@ -201,23 +202,6 @@ class Fuser:
             for pair in self.layout.pairs
             if kept
         }
-
-
-def _sound(stage: str, rule: PreAggregator | Aggregator | Fusion, made: Tensor, shape: Sequence[int]) -> Tensor:
-    """What a rule made, if it is of the shape that it should be, and finite.
-
-    Raises
-    ------
-    FedfusionError
-        If it is not.
-    """
-    name = f"{stage}={type(rule).__name__}"
-    if not isinstance(made, Tensor) or made.shape != tuple(shape):
-        got = f"shape {list(made.shape)}" if isinstance(made, Tensor) else type(made).__name__
-        raise FedfusionError(f"{name} returns {got}, expected a tensor of shape {list(shape)} (mend the rule)")
-    if not made.isfinite().all():
-        raise FedfusionError(f"{name} makes entries that are not finite (choose another rule, or other values for it)")
-    return made
 
 
 def _mixed(roots: Mapping[str, Tensor]) -> Tensor | None:

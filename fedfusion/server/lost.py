@@ -64,27 +64,32 @@ class Doubts:
     ----------
     questions
         By the id of each question, that of the message in doubt and the question itself.
+    refused
+        Questions that the SuperLink did not take, by the id of the message in doubt.
     """
 
     def __init__(self) -> None:
         self.questions: dict[str, tuple[str, Message]] = {}
+        self.refused: dict[str, Message] = {}
 
     def ask(self, grid: Grid, waiting: Mapping[str, Message]) -> None:
         """Ask for each message that has waited for `DOUBT_S`; again, if need be, when it has waited twice as long.
 
-        A question expires before the next is asked, so that a busy device finds one at most.
+        A question expires before the next is asked, even one that was refused, so that a busy device finds one at most.
         """
-        self.questions = {
-            question: (key, message)
-            for question, (key, message) in self.questions.items()
-            if key in waiting and remaining_s(message) > 0
-        }
-        asked = {key for key, _ in self.questions.values()}
+
+        def lives(key: str, question: Message) -> bool:
+            return key in waiting and remaining_s(question) > 0
+
+        self.questions = {question: about for question, about in self.questions.items() if lives(*about)}
+        self.refused = {key: message for key, message in self.refused.items() if lives(key, message)}
+        asked = {key for key, _ in self.questions.values()} | self.refused.keys()
         waited = {key: time.time() - m.metadata.created_at for key, m in waiting.items() if key not in asked}
         doubtful = [key for key, seconds in waited.items() if seconds > DOUBT_S]
         new = [Message(RecordDict(), waiting[key].metadata.dst_node_id, PRESENT, ttl=waited[key]) for key in doubtful]
-        pushed = zip(grid.push_messages(new) if new else (), doubtful, new, strict=True)
+        pushed = list(zip(grid.push_messages(new) if new else (), doubtful, new, strict=True))
         self.questions |= {question: (key, message) for question, key, message in pushed if question}
+        self.refused |= {key: message for question, key, message in pushed if not question}
 
     def settled(self, replies: Iterable[Message]) -> set[str]:
         """The messages that are lost unless `replies` answer them, too."""

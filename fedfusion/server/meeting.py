@@ -65,7 +65,7 @@ def meet(
     tasks
         The task of each client.
     timeout
-        Seconds that nodes have to appear.
+        Seconds that nodes have to appear; after that nobody waits for silent devices that the others do not miss.
     facts
         Those of the server that a device compares with its own before it takes part.
     simulated
@@ -83,14 +83,7 @@ def meet(
     asked: set[int] = set()
     devices = _Devices()
     content = RecordDict({"config": ConfigRecord({"experiment": experiment_json, **(facts or {})})})
-    while len(known := {client for clients in hosted.values() for client in clients}) < len(tasks):
-        if time.monotonic() > deadline:
-            odd |= {node: "it has not answered" for node in sorted(devices.silent - odd.keys())}
-            reasons = "".join(f"; node {node}: {why}" for node, why in odd.items())
-            raise FedfusionError(
-                f"after {timeout:.0f} s the nodes host {len(known)} of {len(tasks)} clients (start the missing nodes "
-                f"or raise deadline_s){reasons}"
-            )
+    while _known(hosted) < len(tasks) and time.monotonic() <= deadline:
         there = set(grid.get_node_ids())
         new = sorted(there - asked)
         asked |= set(new)
@@ -118,7 +111,15 @@ def meet(
                 odd[node] = plain(str(error) or type(error).__name__)
                 log(WARNING, "node %d takes no part: %s", node, odd[node])
         hosted |= _dealt(offers, tasks, len(devices.silent & there))
-        time.sleep(0.0 if (new or answers) and not odd else pause_s)
+        time.sleep(0.0 if answers and not odd else pause_s)
+    hosted |= _dealt(offers, tasks)  # nobody waits any longer for those that are silent
+    if (known := _known(hosted)) < len(tasks):
+        odd |= {node: "it has not answered" for node in sorted(devices.silent - odd.keys())}
+        reasons = "".join(f"; node {node}: {why}" for node, why in odd.items())
+        raise FedfusionError(
+            f"after {timeout:.0f} s the nodes host {known} of {len(tasks)} clients (start the missing nodes "
+            f"or raise deadline_s){reasons}"
+        )
     return Nodes(experiment_json, dict(sorted(hosted.items())), fused_rank, devices=not simulated)
 
 
@@ -159,6 +160,11 @@ class _Devices:
         return answers, lost
 
 
+def _known(hosted: Mapping[int, Sequence[int]]) -> int:
+    """How many clients some node hosts."""
+    return len({client for clients in hosted.values() for client in clients})
+
+
 def _clients(answer: Mapping[str, Any], count: int) -> list[int]:
     """The clients that a node hosts."""
     clients = sorted(ints(answer["clients"]))
@@ -180,10 +186,10 @@ def _new(offer: Offer, offers: Mapping[int, Offer]) -> Offer:
 def _dealt(offers: Mapping[int, Offer], tasks: Sequence[str], silent: int = 0) -> dict[int, list[int]]:
     """The clients of each device, once all are there: those of a task are dealt in turn to the devices that hold it.
 
-    How many are all is what most devices say; the `silent` ones that have not answered yet may outvote the others.
+    How many are all is what most devices say, unless the `silent` ones, which have not answered yet, could be as many.
     """
     votes = Counter(offer.parts for offer in offers.values()).most_common(1)
-    if not votes or len(offers) < votes[0][0] or votes[0][1] < silent:
+    if not votes or len(offers) < votes[0][0] or votes[0][1] <= silent:
         return {}
     order = sorted(offers, key=lambda node: offers[node].part)
     hosted: dict[int, list[int]] = {node: [] for node in order}

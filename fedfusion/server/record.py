@@ -55,6 +55,7 @@ class Delivery:
     def record(self, byzantine: Collection[int]) -> dict[str, Any]:
         """What the record of the round says of it; `byzantine` are those of all clients."""
         dropped, heard = self.dropped, set(self.intact.clients) - set(self.report.erased)
+        losses = [measured["train_loss"] for measured in self.intact.metrics]
         arrived = [nmse for c, nmse in zip(self.sent.clients, self.report.nmse, strict=False) if c in heard]
         return {
             "believed": len(self.believed),
@@ -63,7 +64,7 @@ class Delivery:
             "dropped": {str(client): dropped[client] for client in sorted(dropped)},
             "clipped": sorted(self.judged.clipped),
             "byzantine": [client for client in byzantine if client in self.trained.clients],
-            "train_loss": mean([measured["train_loss"] for measured in self.intact.metrics]),
+            "train_loss": mean(losses) if losses else None,
             "nmse_db": decibel(mean(arrived)) if arrived else None,
         }
 

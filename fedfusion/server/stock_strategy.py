@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from math import isfinite
+from math import isfinite, nan
 from typing import Any, cast
 
 import torch
@@ -16,7 +16,7 @@ from fedfusion.config import Experiment
 from fedfusion.lora.model import LoraModel
 from fedfusion.lora.payload import Payload
 from fedfusion.rng import generator, seed_of, seeded
-from fedfusion.server.evaluation import Evaluator, Scores, summary
+from fedfusion.server.evaluation import Evaluator, Scores, mean, summary
 from fedfusion.server.uplink import Uplink, decibel
 from fedfusion.server.uploads import SILENT, reason_of
 from fedfusion.server.wireless import WirelessStrategy
@@ -196,8 +196,8 @@ class StockStrategy(WirelessStrategy):
             "byzantine": [client for client in self.byzantine if client in self.reported],
             "attack_success": self._attack_success(adapter_of(arrays, self.own)),
             "unheard": sorted({self.suite.task_of(c) for c in self.chosen} - {self.suite.task_of(c) for c in heard}),
-            "train_loss": _mean([float(self.reported[c]["train_loss"]) for c in trained.clients]),
-            "nmse_db": decibel(_mean(arrived)) if arrived else None,
+            "train_loss": _finite_mean([float(self.reported[c]["train_loss"]) for c in trained.clients]),
+            "nmse_db": decibel(_finite_mean(arrived)) if arrived else None,
             "uplink": self.uplink.record(sent, received, report) | {"fused": {"nmse_db": None, "cosine": None}},
             "coupling": {},
             "discarded_energy": 0.0,
@@ -214,7 +214,7 @@ class StockStrategy(WirelessStrategy):
         for task in self.suite.tasks:
             own = [self.reported[client] for client in clients if self.suite.task_of(client) == task]
             if own:
-                found[task] = {name: _mean([float(one[name]) for one in own]) for name in ("accuracy", "loss")}
+                found[task] = {name: _finite_mean([float(one[name]) for one in own]) for name in ("accuracy", "loss")}
         return found
 
     def _control(self) -> Tensor:
@@ -247,6 +247,7 @@ class _Ordered:
         return getattr(self._grid, name)
 
 
-def _mean(values: Sequence[float]) -> float:
+def _finite_mean(values: Sequence[float]) -> float:
+    """The mean of the values that are finite; not a number where none is."""
     finite = [value for value in values if isfinite(value)]
-    return sum(finite) / len(finite) if finite else float("nan")
+    return mean(finite) if finite else nan

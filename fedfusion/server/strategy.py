@@ -32,6 +32,7 @@ from fedfusion.server.state import State
 from fedfusion.server.trusted import Judge, TrustedSet
 from fedfusion.server.uplink import Uplink, fused_fidelity
 from fedfusion.server.uploads import Uploads
+from fedfusion.soundness import sound
 from fedfusion.tracking import Tracker
 from fedfusion.types import FedfusionError, Layout, Realigner, Repair, RunFailed, Updates
 
@@ -51,7 +52,7 @@ STARTUP_S = 600.0  # nodes have this long to appear, however short the deadline 
 
 
 @dataclass(frozen=True)
-class Learning:
+class LearningReport:
     """What there is to report of a round that could be learnt from: of its coupling, and what fusion discarded."""
 
     coupling: Mapping[str, float | None] = field(default_factory=dict)
@@ -117,14 +118,14 @@ class RoundStrategy(Strategy):
         delivery = self._delivered(server_round, uploads)
         believed, intact = delivery.believed, delivery.intact
         short = self._short(believed)
-        learnt = self._enough(believed, short)  # else the uplink lost too many: the last model is kept
+        learnt = self._enough(believed, short)  # else the last model is kept: too few arrived, or were believed
         state.heads |= uploads.heads(believed.clients, self.evaluator.heads, self.suite)
         self.evaluator.adopt(state.heads)
 
         curvature = state.curvature | self._curvature(uploads, delivery.trained, intact.clients)
         state.curvature |= self._curvature(uploads, delivery.trained, believed.clients)
         fused_clean = self._fuse(self.coupler(state, intact, server_round), server_round, curvature)
-        learning = self._learn(delivery, server_round) if learnt else Learning()
+        learning = self._learn(delivery, server_round) if learnt else LearningReport()
 
         state.single_task |= self._single_task(intact)
         state.personal |= self._personal()
@@ -219,21 +220,21 @@ class RoundStrategy(Strategy):
                 found[task] = {name: self.evaluator.accuracy(task, one, samples) for name, one in adapters.items()}
         return found
 
-    def _learn(self, delivery: Delivery, server_round: int) -> Learning:
+    def _learn(self, delivery: Delivery, server_round: int) -> LearningReport:
         """Couple, aggregate, fuse and realign what is believed."""
-        state, believed = self.state, self.uplink.uploads(delivery.believed, delivery.sent)
-        coupled = self.coupler(state, believed, server_round)
+        state, unpacked = self.state, self.uplink.uploads(delivery.believed, delivery.sent)
+        coupled = self.coupler(state, unpacked, server_round)
         self.moved = coupled.moved
         state.adapters, state.examples = coupled.adapters, coupled.examples
         state.moments, state.merged = coupled.moments, coupled.merged
         errors = delivery.reported_nmse
-        for client in believed.clients:
+        for client in unpacked.clients:
             state.errors[client] = errors.get(client, torch.nan)
         fused = self._fuse(coupled, server_round)
         state.fused = fused.adapter
         state.served |= fused.served
-        state.realigned = self.experiment.realign(fused.adapter, self._repair(fused.tasks, server_round))
-        return Learning(coupled.report, fused.discarded)
+        state.realigned = self._repaired(self.experiment.realign, fused.adapter, fused.tasks, server_round)
+        return LearningReport(coupled.report, fused.discarded)
 
     def starts(self) -> Tensor:
         """What clients are sent: their personal adapters, cut to their own ranks."""
@@ -283,11 +284,14 @@ class RoundStrategy(Strategy):
                     means[f"{task}.{name}.{pair.module}"] = torch.stack(parts).sum(0)
         return means
 
-    def _repair(self, tasks: Mapping[int, Tensor], server_round: int) -> Repair:
-        """What the realigner may use; `tasks` are the received adapters of the single tasks."""
+    def _repaired(
+        self, realigner: Realigner, adapter: Tensor, tasks: Mapping[int, Tensor], server_round: int
+    ) -> Tensor:
+        """The adapter realigned; `tasks` are the received adapters of the single tasks."""
         held, rng = self.evaluator, self._rng("realign", server_round)
         probe = held.unlabelled() if self.experiment.realign.data == "unlabelled" else held.probe()
-        return Repair(rng, probe, held.model.layout, held.base, tasks)
+        repair = Repair(rng, probe, held.model.layout, held.base, tasks)
+        return sound("realign", realigner, realigner(adapter, repair), adapter.shape)
 
     def start(
         self,
@@ -439,10 +443,10 @@ class RoundStrategy(Strategy):
         """The base realigned with the same few shots, without any task vector."""
         base, store = self.evaluator.base, self.evaluator.store
         if store is None:
-            return repair(base, self._repair({}, 0))
+            return self._repaired(repair, base, {}, 0)
         layout = self.evaluator.model.layout
         key = store.key("control", repr(repair), repr((layout.names, layout.shapes)))
-        return store.vector(key, lambda: repair(base, self._repair({}, 0)))
+        return store.vector(key, lambda: self._repaired(repair, base, {}, 0))
 
     def _resumed(self) -> State | None:
         """The state of the last checkpoint, if there is one."""

@@ -16,7 +16,7 @@ from fedfusion.reporting import sweep as report
 from fedfusion.server.checkpoint import Checkpoints, write_atomically
 from fedfusion.server.lock import locked
 from fedfusion.server.store import files
-from fedfusion.strict_json import dumps
+from fedfusion.strict_json import dumps, unworded, worded
 from fedfusion.sweep.plan import Cell, Plan, digest, identity
 from fedfusion.types import FedfusionError
 from fedfusion.validation import flat
@@ -86,7 +86,7 @@ class Folder:
             stored = json.loads((self.path / "plan.json").read_text())
             if stored["schema_version"] != SCHEMA_VERSION:
                 raise ValueError(f"it has schema version {stored['schema_version']}, this is {SCHEMA_VERSION}")
-            plan = Plan.of(stored["plan"])
+            plan = Plan.of({**stored["plan"], "configs": unworded(stored["plan"]["configs"])})
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError, TypeError, KeyError) as error:
@@ -111,19 +111,22 @@ class Folder:
                 f"({_difference(before, plan, lost[0])}). Choose another --out, or remove the folder"
             )
         stored = {"schema_version": SCHEMA_VERSION, "key": key, "inputs": _inputs(plan), "command": shlex.join(command)}
-        write_atomically(self.path / "plan.json", json.dumps(stored | {"plan": plan.to_dict()}, indent=1) + "\n")
+        write_atomically(self.path / "plan.json", dumps(worded(stored | {"plan": plan.to_dict()}), indent=1) + "\n")
 
     def state(self, cell: Cell) -> State:
         """What became of a cell's run so far."""
         folder = self.run(cell)
         if not folder.exists():
             return "new"
-        if (folder / "error.txt").exists():
+        failed = (folder / "error.txt").exists()
+        if failed and not (folder / "config.yaml").exists():
             return "failed"
         try:
             config: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
             if identity(config, cell.byzantine) != cell.run:
                 return "another"
+            if failed:
+                return "failed"
             if not (folder / "results.json").exists():
                 return "begun"
             report.measured(json.loads((folder / "results.json").read_text()))
@@ -132,18 +135,30 @@ class Folder:
         return "finished"
 
     def prepare(self, cell: Cell) -> str | None:
-        """Make the folder of a run ready to begin or to continue in; a sentence where it held something else."""
-        folder, state = self.run(cell), self.state(cell)
-        if state == "another":
-            aside = next(path for i in itertools.count(1) if not (path := Path(f"{folder}.{i}")).exists())
-            folder.rename(aside)
-            return f"{folder} held a run of another configuration, which is in {aside.name} now: it is run again"
-        (folder / "error.txt").unlink(missing_ok=True)
-        if state == "damaged":
-            shutil.rmtree(folder)
-            return f"{folder} is damaged: it is run again"
-        if state != "new" and Checkpoints(folder).latest() is None:
-            shutil.rmtree(folder)
+        """Make the folder of a run ready to begin or to continue in; a sentence where it held something else.
+
+        Raises
+        ------
+        FedfusionError
+            If another process runs in it.
+        """
+        folder = self.run(cell)
+        if not folder.exists():
+            return None
+        with locked(folder / ".lock") as mine:
+            if not mine:
+                raise FedfusionError(f"another process runs in {folder} (wait for it, or end it)")
+            state = self.state(cell)
+            if state == "another":
+                aside = next(path for i in itertools.count(1) if not (path := Path(f"{folder}.{i}")).exists())
+                folder.rename(aside)
+                return f"{folder} held a run of another configuration, which is in {aside.name} now: it is run again"
+            (folder / "error.txt").unlink(missing_ok=True)
+            if state == "damaged":
+                shutil.rmtree(folder)
+                return f"{folder} is damaged: it is run again"
+            if Checkpoints(folder).latest() is None:
+                shutil.rmtree(folder)
         return None
 
     def failed(self, cell: Cell, error: str) -> None:
@@ -229,8 +244,8 @@ class Folder:
 
 
 def _inputs(plan: Plan) -> str:
-    """A digest of the files that the configurations name."""
-    return digest(sorted({json.dumps(files(config)) for config in plan.configs.values()}))
+    """A digest of the configurations, where the text "inf" is not the number, and of the files that they name."""
+    return digest([plan.configs, sorted({json.dumps(files(config)) for config in plan.configs.values()})])
 
 
 def facts(out: Path) -> dict[str, Any]:

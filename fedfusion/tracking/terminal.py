@@ -66,7 +66,7 @@ class Terminal:
             parts = [f"loss {_loss(record)}", *(f"{name} {value}" for name, value in means.items())]
             self._say([f"round {record['round']}/{self.num_rounds}", *parts], "  ")
         if not record["learnt"]:
-            self._say("  too little arrived: the last model is kept".split(" "))
+            self._say(f"  {_why_kept(record)}: the last model is kept".split(" "))
         for client, reason in record["dropped"].items():
             self._say(f"  client {client} dropped: {reason}".split(" "))
 
@@ -102,6 +102,14 @@ class Terminal:
         """Take the bar away."""
         if self.progress is not None:
             self.progress.stop()
+
+
+def _why_kept(record: Mapping[str, Any]) -> str:
+    """Why a round taught nothing."""
+    if not record["refused"]:
+        return "too little arrived"
+    judged = len({*record["refused"], *record["heard"]})
+    return f"the guard refused {len(record['refused'])} of the {judged} uploads that arrived, which left too few"
 
 
 def _loss(record: Mapping[str, Any]) -> str:

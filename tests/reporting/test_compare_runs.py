@@ -134,7 +134,16 @@ def test_runs_of_one_configuration_are_compared_with_each_other(four):
 
 def test_other_keys_are_shown_where_only_one_has_them(tmp_path):
     one, two = write(tmp_path / "a", 0, 0.5, 0.5), write(tmp_path / "b", 0, 0.5, 0.5, channel={"snr_db": 3.0})
-    assert ["channel.snr_db", "–", "3.0"] in compare_runs.compare([one, two]).differences
+    assert ["channel.snr_db", "–", "3"] in compare_runs.compare([one, two]).differences
+
+
+def test_settings_that_are_equal_are_so_however_they_are_written(tmp_path):
+    one = write(tmp_path / "a", 0, 0.5, 0.5, fraction=1, channel={"jsr_db": float("-inf")})
+    two = write(tmp_path / "b", 1, 0.5, 0.5, fraction=1.0, channel={"jsr_db": "-inf"})
+    three = write(tmp_path / "c", 0, 0.6, 0.6, fraction=0.5, channel={"jsr_db": "-inf"})
+    found = compare_runs.compare([one, two, three])
+    assert [len(runs.split(", ")) for _, runs in found.members] == [2, 1]
+    assert [row for row in found.differences if row[0] in ("fraction", "channel.jsr_db")] == [["fraction", "1", "0.5"]]
 
 
 def test_a_realignment_that_did_something_is_what_counts(tmp_path):

@@ -214,5 +214,5 @@ def test_settings_that_are_not_finite_are_compared_and_shown_as_they_are():
 
 
 def test_a_mean_needs_all_that_it_is_of():
-    assert run_page.mean([1.0, 2.0]) == 1.5
-    assert run_page.mean([]) is run_page.mean([1.0, None]) is run_page.mean([None]) is None
+    assert run_page.known_mean([1.0, 2.0]) == 1.5
+    assert run_page.known_mean([]) is run_page.known_mean([1.0, None]) is run_page.known_mean([None]) is None

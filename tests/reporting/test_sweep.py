@@ -79,6 +79,13 @@ def test_the_same_facts_make_the_same_bytes(tmp_path):
         assert path.read_bytes() == (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes(), path
 
 
+def test_a_value_in_brackets_is_printed_as_it_is(capsys):
+    facts = grids.sweep({"suite.tasks": ["[a]", "[a,b]"], "rounds": ["1", "2"]}, lambda p: 0.5)
+    sweep.show(facts)
+    printed = capsys.readouterr().out
+    assert "suite.tasks=[a] " in printed and "suite.tasks=[a,b] " in printed
+
+
 def test_readme_has_question_answer_tables_and_plots(tmp_path):
     facts = grids.budget()
     sweep.make(facts, tmp_path)

@@ -56,6 +56,7 @@ def test_what_changes_the_base_has_a_base_of_its_own():
         cell["worst"]["base"] = cell["mean"]["base"] = {"a": 0.2, "b": 0.3}[cell["point"]["model"]]
     own = lines(worst(facts | figures(facts)).figure.axes[0], "base")
     assert [line.get_ydata()[0] for line in own] == [0.2, 0.3] and own[0].get_color() != own[1].get_color()
+    assert "The base: 0.200 to 0.300." in worst(facts | figures(facts)).finding
     facts = grids.sweep({"model.layers": ["1", "2"]}, lambda p: 0.5)
     for cell in facts["cells"]:
         cell["worst"]["base"] = cell["mean"]["base"] = 0.1 * int(cell["point"]["model.layers"])

@@ -112,3 +112,12 @@ def test_how_little_few_seeds_tell():
         "No point has more than one of the 3 seeds that has finished: there are no intervals, and small differences "
         "may be chance."
     ]
+
+
+def test_of_an_attack_only_what_was_attacked_is_compared():
+    facts = grids.sweep({"attack": ["ipm", "alie"], "attack.fraction": ["0", "0.4"]}, lambda p: 0.5)
+    for cell in facts["cells"]:
+        cell["byzantine"] = [0] * (cell["point"]["attack.fraction"] != "0")
+    assert [said.partition(" ")[0] for said in of(facts, "changed nothing")] == ["attack"]
+    facts["cells"][-1]["error"] = "not run yet"
+    assert not of(facts, "changed nothing"), "without an attack both are the same run"

@@ -138,6 +138,24 @@ def test_a_rule_of_ones_own_that_breaks_down_is_named(stage, of, said):
         broken(fuser, stage, of=of)(adapters, examples, {}, None, 1)
 
 
+@pytest.mark.parametrize(
+    "served, said",
+    [
+        (lambda self, x, *rest: x[:1], r"OddFusion returns shape \[1, {d}\], .* shape \[2, {d}\] "),
+        (lambda self, x, *rest: list(x), r"OddFusion returns list, .* shape \[2, {d}\] "),
+        (lambda self, x, *rest: x * torch.nan, "OddFusion makes entries that are not finite"),
+    ],
+)
+def test_what_a_rule_of_ones_own_serves_is_checked_as_well(served, said):
+    fuser, model, _ = fuser_of(SIX)
+    adapters, examples = adapters_of(model, 6), torch.ones(6)
+    d = fuser._task_vectors(adapters, examples, 1)[1].shape[1]
+    odd = broken(fuser, "fusion", of=lambda self, x, *rest: x.sum(0), served=served)
+    with pytest.raises(FedfusionError, match="^fusion=" + said.format(d=d)):
+        odd(adapters, examples, {}, None, 1)
+    assert odd(adapters, examples, {}, None, 1, only_fused=True).served == {}
+
+
 def test_all_clients_together_have_one_mean_which_stands_for_every_task():
     fuser, model, wide = fuser_of([*SIX, "aggregate_within=federation", "realign=distilled"], 48)
     adapters, examples = adapters_of(model, 6), torch.tensor([1, 3, 2, 2, 0, 2])

@@ -146,6 +146,31 @@ def test_a_device_is_asked_once_it_has_been_silent_for_long():
     assert key == "key" and DOUBT_S + 1 <= question.metadata.ttl < DOUBT_S + 10 and len(grid.waiting) == 1
 
 
+def test_a_question_that_is_refused_is_asked_again_when_it_would_have_expired():
+    class Refusing(InlineGrid):
+        asked, refuses = 0, True
+
+        def push_messages(self, messages):
+            messages = list(messages)
+            self.asked += len(messages)
+            return [""] * len(messages) if self.refuses else super().push_messages(messages)
+
+    grid, doubts = Refusing(app([]), 1, 10.0), Doubts()
+    one, other = Message(RecordDict(), 1, "train"), Message(RecordDict(), 1, "train")
+    one.metadata.created_at -= DOUBT_S + 1
+    for _ in range(3):
+        doubts.ask(grid, {"one": one, "other": other})
+    assert grid.asked == 1 and not doubts.questions
+    other.metadata.created_at -= DOUBT_S + 1
+    doubts.ask(grid, {"one": one, "other": other})
+    assert grid.asked == 2
+    grid.refuses, doubts.refused["one"].metadata.ttl = False, 0.0
+    doubts.ask(grid, {"one": one, "other": other})
+    assert grid.asked == 3 and [key for key, _ in doubts.questions.values()] == ["one"]
+    doubts.ask(grid, {"one": one})
+    assert grid.asked == 3 and not doubts.refused
+
+
 class Busy(InlineGrid):
     """Node 1 works while it is asked. The first question is lost; to the fourth, all answers come at once."""
 

@@ -4,9 +4,10 @@ from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
 from fedfusion.federation.inline import InlineGrid
-from fedfusion.server import lost
+from fedfusion.server import lost, meeting
 from fedfusion.server.lost import PRESENT
 from fedfusion.server.meeting import Offer, _dealt, meet
+from fedfusion.server.nodes import PAUSES_S
 from fedfusion.types import FedfusionError
 
 
@@ -201,10 +202,25 @@ def test_a_device_that_the_superlink_does_not_know_yet_is_asked_again():
     assert meet(Forgetful(2), "{}", ["a"] * 2, timeout=10.0, simulated=False).hosted == {1: [0], 2: [1]}
 
 
+def test_a_superlink_that_refuses_every_question_is_left_in_peace_between_them():
+    class Refusing(Field):
+        pushes = 0
+
+        def push_messages(self, messages):
+            self.pushes += 1
+            return [""] * len(messages)
+
+    grid = Refusing(2)
+    with pytest.raises(FedfusionError, match="host 0 of 2 clients"):
+        meet(grid, "{}", ["a"] * 2, timeout=1.2, simulated=False)
+    assert 1 <= grid.pushes <= 1.2 / PAUSES_S[1] + 1
+
+
 def test_a_device_that_claims_to_be_alone_is_not_believed_while_others_may_say_otherwise():
-    grid = Field(4, loads=dict.fromkeys((2, 3, 4), 1), n1={"parts": 1})
-    met = meet(grid, "{}", ["a"] * 4, timeout=10.0, simulated=False)
-    assert met.hosted == {1: [0], 2: [1], 3: [2], 4: [3]}
+    for others in (range(2, 5), range(2, 3)):  # of the last, one word is against another
+        grid = Field(1 + len(others), loads=dict.fromkeys(others, 1), n1={"parts": 1})
+        met = meet(grid, "{}", ["a"] * len(grid.contexts), timeout=10.0, simulated=False)
+        assert met.hosted == {node: [node - 1] for node in grid.contexts}
 
 
 def test_nobody_waits_for_a_device_that_nobody_misses():
@@ -212,3 +228,19 @@ def test_nobody_waits_for_a_device_that_nobody_misses():
     grid = Field(3, loads={3: 10**9}, **alone)
     assert meet(grid, "{}", ["a"] * 2, timeout=10.0, simulated=False).hosted == {1: [0], 2: [1]}
     assert grid.asked[3] == ["query"]
+
+
+@pytest.mark.parametrize("parts, silent", [(2, 2), (2, 3), (1, 1)])
+def test_at_the_deadline_nobody_waits_for_silent_devices_however_many(parts, silent):
+    there = range(1, parts + 1)
+    hang = range(parts + 1, parts + silent + 1)
+    grid = Field(parts + silent, loads=dict.fromkeys(hang, 10**9), **{f"n{node}": {"parts": parts} for node in there})
+    met = meet(grid, "{}", ["a"] * parts, timeout=1.0, simulated=False)
+    assert met.hosted == {node: [node - 1] for node in there}
+
+
+def test_devices_that_all_answer_are_dealt_clients_without_a_pause(monkeypatch):
+    paused = []
+    monkeypatch.setattr(meeting.time, "sleep", paused.append)
+    assert len(meet(Field(3), "{}", ["a"] * 3, timeout=10.0, simulated=False).hosted) == 3
+    assert not any(paused)

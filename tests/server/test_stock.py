@@ -1,4 +1,5 @@
 import json
+import math
 import random
 import time
 
@@ -19,6 +20,7 @@ from fedfusion.lora.model import LoraModel
 from fedfusion.reporting import report
 from fedfusion.server import stock
 from fedfusion.server.evaluation import Evaluator
+from fedfusion.server.stock_strategy import _finite_mean
 from fedfusion.types import FedfusionError, RunFailed
 
 N = 4
@@ -405,3 +407,8 @@ def test_a_device_does_not_run_the_strategy_and_admits_what_it_is_told(tmp_path)
     assert not admitted.server.stock
     with pytest.raises(FedfusionError, match="server.strategy._target_=flwr.serverapp.strategy.FedMedian: not on the"):
         device.admit(given)
+
+
+def test_a_mean_is_that_of_what_is_finite():
+    assert _finite_mean([1.0, math.nan, 3.0, -math.inf]) == 2.0
+    assert math.isnan(_finite_mean([])) and math.isnan(_finite_mean([math.inf]))

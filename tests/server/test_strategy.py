@@ -6,8 +6,10 @@ from inline import run
 from safetensors.torch import load_file
 
 from fedfusion.config import build, resolve
+from fedfusion.coupling import Average
 from fedfusion.server.fuser import Fuser
 from fedfusion.server.strategy import RoundStrategy
+from fedfusion.types import FedfusionError
 
 HELD = "attack.clients=[0]"  # of four clients, of which the first two have the first task
 THREE = ["suite.clients_per_task=3", "aggregator=krum", "aggregator.f=0"]
@@ -62,6 +64,13 @@ def test_poisoned_clients_are_no_part_of_the_reference_and_their_trigger_is_trie
     assert success == record["attack_success"] and list(success) == ["upright-digit"]
     assert set(success["upright-digit"]) == {"base", "fused_clean", "fused_received", "realigned"}
     assert all(0 <= share <= 1 for share in success["upright-digit"].values())
+
+
+def test_a_round_in_which_everyone_is_poisoned_has_no_loss_and_no_reference(tmp_path):
+    metrics = run(tmp_path, "attack=label_flip", "attack.fraction=1", "rounds=1")
+    (record,) = metrics["rounds"]
+    assert record["train_loss"] is None and record["nmse_db"] is None and record["learnt"]
+    assert record["mean"]["fused_clean"] == metrics["mean"]["base"] and "single_task" not in record["mean"]
 
 
 @pytest.mark.slow
@@ -162,6 +171,27 @@ def test_what_a_choice_does_not_protect_from_is_said(overrides, sentences):
     experiment = build(resolve([*tasks, *overrides]))
     chosen = SimpleNamespace(experiment=experiment, suite=experiment.suite)
     assert RoundStrategy._unprotected(chosen) == sentences
+
+
+@pytest.mark.parametrize("base_too", [True, False])
+@pytest.mark.parametrize(
+    "what, said",
+    [("shape", r"returns shape \[.*\], expected a tensor of shape \[.*\] .mend it.$"), ("values", "makes entries")],
+)
+def test_a_realigner_that_breaks_down_is_named(what, said, base_too, tmp_path):
+    odd = ["realign._target_=odd_rules.Spoiler", f"+realign.what={what}", f"+realign.base_too={base_too}"]
+    with pytest.raises(FedfusionError, match=f"^realign=Spoiler {said}"):
+        run(tmp_path, "rounds=1", *odd)
+    assert (tmp_path / "metrics.jsonl").exists() != base_too  # the control comes before the first round
+
+
+def test_a_coupling_that_breaks_down_on_the_way_is_named(tmp_path, monkeypatch):
+    def broken(self, adapters, *rest):
+        return adapters / (len(adapters.T) == 1), {}
+
+    monkeypatch.setattr(Average, "__call__", broken)
+    with pytest.raises(FedfusionError, match="^coupling=Average makes entries that are not finite"):
+        run(tmp_path, "rounds=1", "coupling=average")
 
 
 def test_a_channel_need_not_report_what_it_does(tmp_path):

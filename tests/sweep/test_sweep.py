@@ -127,20 +127,41 @@ def test_a_damaged_run_is_run_again_and_said(damage, tmp_path, capsys):
     assert "1 finished already; 1 damaged" in said and f"{folder} is damaged: it is run again" in said
 
 
-def test_a_run_that_was_gone_on_with_otherwise_is_kept_aside(tmp_path, capsys):
+@pytest.mark.parametrize("failed", [False, True])
+def test_a_run_that_was_gone_on_with_otherwise_is_kept_aside(failed, tmp_path, capsys):
     facts = swept(BUDGETS, tmp_path / "out")
     folder = tmp_path / "out" / "runs" / facts["cells"][1]["run"]
     for number in (1, 2):
+        if failed:
+            (folder / "error.txt").write_text("too hot")
         config = OmegaConf.load(folder / "config.yaml")
         config.rounds = 7
         (folder / "config.yaml").write_text(OmegaConf.to_yaml(config))
         again = Counted()
         assert swept(BUDGETS, tmp_path / "out", again)["points"] == facts["points"] and again.done == [folder.name]
         aside = folder.with_name(f"{folder.name}.{number}")
-        assert (aside / "results.json").is_file() and OmegaConf.load(aside / "config.yaml").rounds == 7
+        assert (aside / "results.json").is_file() and (aside / "error.txt").exists() == failed
+        assert not (folder / "error.txt").exists() and OmegaConf.load(aside / "config.yaml").rounds == 7
         said = capsys.readouterr().err
         assert f"{folder} held a run of another configuration, which is in {aside.name} now: it is run again" in said
         assert "1 finished already; 1 of another configuration, will be kept aside" in said
+
+
+@pytest.mark.parametrize("rounds", [1, 7])
+def test_a_run_that_another_process_goes_on_with_is_left_alone(rounds, tmp_path):
+    folder = tmp_path / "out" / "runs" / swept(BUDGETS, tmp_path / "out")["cells"][1]["run"]
+    (folder / "results.json").unlink()
+    config = OmegaConf.load(folder / "config.yaml")
+    config.rounds = rounds
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(config))
+    again = Counted()
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(FedfusionError, match=f"another process runs in {folder} "):
+            swept(BUDGETS, tmp_path / "out", again)
+    assert again.done == [] and (folder / "config.yaml").exists() and len(list(folder.parent.iterdir())) == 2
+    swept(BUDGETS, tmp_path / "out", again)
+    assert again.done == [folder.name]
 
 
 def test_a_run_that_fails_is_named_at_once_and_does_not_end_the_sweep(tmp_path, capsys):
@@ -231,6 +252,29 @@ def test_a_plan_is_made_again_where_files_that_it_names_have_changed(tmp_path, m
     graph.write_text("1,1\n1,1\n")
     with pytest.raises(FedfusionError, match="g.csv"):
         swept(chosen, tmp_path / "out")
+
+
+def test_a_plan_is_strict_json_and_read_exactly(tmp_path):
+    chosen = [*BUDGETS, "channel=aircomp", "payload=product"]
+    swept(chosen, tmp_path / "out")
+    stored = tmp_path / "out" / "plan.json"
+    assert json.loads(stored.read_text(), parse_constant=lambda constant: pytest.fail(f"{constant} is not JSON"))
+    plan = Folder(tmp_path / "out").planned(json.loads(stored.read_text())["key"])
+    assert [config["channel"]["jsr_db"] for config in plan.configs.values()] == [-math.inf] * 2
+    again = Counted()
+    swept(chosen, tmp_path / "out", again)
+    assert again.done == []
+
+
+def test_a_plan_with_a_text_that_looks_like_a_number_is_made_again(tmp_path):
+    pytest.importorskip("ray")
+    chosen = [*BUDGETS, "federation=ray", "federation.address='inf'"]
+    swept(chosen, tmp_path / "out")
+    folder = Folder(tmp_path / "out")
+    assert folder.planned() and folder.planned(json.loads((tmp_path / "out" / "plan.json").read_text())["key"]) is None
+    again = Counted()
+    swept(chosen, tmp_path / "out", again)
+    assert again.done == []
 
 
 @pytest.mark.parametrize("content", ["{", '{"schema_version": 1}', '{"schema_version": 2, "key": "", "plan": {}}'])

@@ -6,7 +6,15 @@ from rich.console import Console
 
 from fedfusion.tracking import Terminal
 
-RECORD = {"round": 1, "train_loss": 0.5, "learnt": False, "mean": {"single_task": 0.9}, "dropped": {"3": "gone [x]"}}
+RECORD = {
+    "round": 1,
+    "train_loss": 0.5,
+    "learnt": False,
+    "heard": [],
+    "refused": [],
+    "mean": {"single_task": 0.9},
+    "dropped": {"3": "gone [x]"},
+}
 STAGES = {"single_task": 0.9, "personal": 0.91, "fused_clean": 0.6, "fused_received": 0.7, "realigned": 0.8}
 LONG = {
     **RECORD,
@@ -68,6 +76,19 @@ def test_on_a_wide_terminal_the_rounds_are_a_table():
     assert first.split() == ["1/3", "0.50", ".900", ".910", ".700", ".800", "-7.2", "dB", "15/16"]
     assert second.split() == ["2/3", "0.50", "1.000", *"––––", "15/16"]
     assert {len(first), len(second), len(lines[header])} == {len(first)} and len(first) <= 80
+
+
+def test_a_round_that_taught_nothing_says_whether_it_is_the_guard_that_left_too_few():
+    def said(**record):
+        out = io.StringIO()
+        Terminal(Console(file=out, width=40, soft_wrap=True)).finished(RECORD | record)
+        return out.getvalue()
+
+    refused = "  the guard refused 2 of the 3 uploads that arrived, which left too few: the last model is kept\n"
+    assert refused in said(refused=[1, 2], heard=[0])
+    assert refused in said(refused=[1, 2], heard=[0, 1])  # sums over the air are heard and refused
+    assert "the guard" not in said(heard=[0]) and "too little arrived: the last model is kept" in said(heard=[0])
+    assert "the last model" not in said(refused=[1, 2], learnt=True)
 
 
 @pytest.mark.parametrize("width", [60, 40])
