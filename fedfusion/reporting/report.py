@@ -121,7 +121,9 @@ def facts(results: Mapping[str, Any]) -> list[str]:
     per_round = per_round or (f" ({len(last['clients'])} per round)" if len(last["clients"]) < total else "")
     said = [f"{count(total, 'client')}{per_round}, {count(len(rounds), 'round')}, seed {results['seed']}"]
     if unheard := [task for task, scores in results["metrics"]["tasks"].items() if "single_task" not in scores]:
-        said.append(f"no honest client of {', '.join(unheard)} was drawn: means of single task and personal are without it")
+        said.append(
+            f"no honest client of {', '.join(unheard)} was drawn: means of single task and personal are without it"
+        )
     if (kept := results["metrics"].get("kept_round", len(rounds))) < len(rounds):
         said.append(f"adapter/ and the scores are of round {kept}, the best on the server's own samples (keep=best)")
     if last["nmse_db"] is not None:
