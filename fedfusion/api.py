@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fedfusion import config, hub
 from fedfusion.composition import SEARCHPATH, grid
-from fedfusion.server.checkpoint import Checkpoints, write_atomically
+from fedfusion.server.checkpoint import Checkpoints, round_of, write_atomically
 from fedfusion.strict_json import dumps
 from fedfusion.types import FedfusionError
 from fedfusion.validation import ConfigErrors
@@ -134,7 +134,7 @@ def prepare(overrides: Sequence[str], resume: str | Path | None = None) -> tuple
 def _not_fewer(rounds: int, run_dir: Path) -> None:
     """Refuse to continue a run for fewer rounds than it has."""
     last = Checkpoints(run_dir).latest()
-    done = int(last.name.removeprefix("round-")) if last else 0
+    done = round_of(last) if last else 0
     if rounds < done:
         raise ConfigErrors([f"--resume {run_dir}: rounds={rounds}, but {done} are done (give rounds={done} or more)"])
 

@@ -95,7 +95,7 @@ class Checkpoints:
 
     def rounds(self) -> list[Path]:
         """The folders of the rounds on disk, the oldest first."""
-        return sorted(self.folder.glob("round-*"), key=lambda folder: int(folder.name.removeprefix("round-")))
+        return sorted(self.folder.glob("round-*"), key=round_of)
 
     def latest(self) -> Path | None:
         """The folder of the last round that is intact, if any."""
@@ -144,6 +144,11 @@ class Checkpoints:
                 f"Last good checkpoint: {self.latest() or 'none'}. "
                 f"Make room, or mend what is named, and continue with: fedfusion run --resume {run_dir}"
             ) from error
+
+
+def round_of(folder: Path) -> int:
+    """The number of the round in a checkpoint's folder."""
+    return int(folder.name.removeprefix("round-"))
 
 
 def _damage(folder: Path) -> str | None:
